@@ -1,0 +1,1 @@
+"""Train a text-to-image model from scratch and measure whether the text controls it."""

@@ -1,0 +1,237 @@
+"""The shape legend and every plug-in contract, on one page.
+
+A plug-in is one file; its file name is its name. Nothing here has to be subclassed: a class or
+function that has these methods *is* the plug-in.
+
+Shape letters used in every annotation of this package:
+
+    B  pictures in the batch        C  colour channels (3)       H, W  picture height and width
+    L  text tokens                  D  width of the text states  P     width of the pooled text
+    T  num_train_timesteps          S  sampling steps            N, M  numbers of samples
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypedDict, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+Generators = Sequence[torch.Generator]
+"""One generator per picture, so that picture i is the same in any batch."""
+
+
+# ---- data ------------------------------------------------------------------------------------
+
+
+class Example(TypedDict):
+    """One captioned picture."""
+
+    image: UInt8[Tensor, "C H W"]
+    caption: str | list[str]  # of a list, one is drawn per visit
+    id: str
+
+
+class Batch(TypedDict):
+    """Captioned pictures on their way to an objective, one caption each."""
+
+    image: UInt8[Tensor, "B C H W"]
+    caption: list[str]
+    id: list[str]
+
+
+class Dataset(Protocol):
+    """Map-style captioned pictures; the order is decided elsewhere (`training/data_order.py`)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example:
+        """The example as an evaluator sees it: nothing random."""
+        ...
+
+
+@runtime_checkable
+class Augmented(Protocol):
+    """A data set that draws something anew at every visit (crop, flip)."""
+
+    def augment(self, index: int, generator: torch.Generator) -> Example:
+        """The example as training sees it; all randomness comes from `generator`."""
+        ...
+
+
+# ---- text ------------------------------------------------------------------------------------
+
+
+class Tokens(NamedTuple):
+    """Captions as numbers."""
+
+    ids: Int[Tensor, "B L"]
+    mask: Bool[Tensor, "B L"]  # True where there is a token, False on padding
+    num_truncated: int = 0  # captions that were cut to fit
+
+
+class TextStates(NamedTuple):
+    """What conditions the network."""
+
+    encoder_hidden_states: Float[Tensor, "B L D"]
+    mask: Bool[Tensor, "B L"]
+    pooled: Float[Tensor, "B P"]
+
+
+class TextEncoder(Protocol):
+    """An `nn.Module` that turns captions into text states.
+
+    L is the same for every call of one encoder, so that a picture does not depend on the prompts
+    that share its batch.
+    """
+
+    hidden_size: int  # D
+    pooled_size: int  # P
+    max_length: int  # L
+    frozen: bool  # a frozen encoder is never trained and remembers what it has encoded
+
+    @classmethod
+    def from_captions(cls, captions: Sequence[str], **options: Any) -> Self:
+        """A new encoder; one that learns its vocabulary learns it from these captions."""
+        ...
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens: ...
+
+    def __call__(self, tokens: Tokens) -> TextStates: ...
+
+    def encode(self, captions: Sequence[str]) -> TextStates:
+        """Tokenize and run; a frozen encoder runs once per caption and remembers the states."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able keyword arguments that rebuild the encoder before its weights are loaded."""
+        ...
+
+
+# ---- diffusion -------------------------------------------------------------------------------
+
+
+class Network(Protocol):
+    """The trained noise predictor, an `nn.Module`."""
+
+    def __call__(
+        self,
+        sample: Float[Tensor, "B C H W"],
+        timesteps: Float[Tensor, "B"],
+        text: TextStates,
+    ) -> Float[Tensor, "B C H W"]: ...
+
+
+class Denoise(Protocol):
+    """A noisy picture and its noise level in, the clean picture x_0 out.
+
+    `x = x_0 + sigma * noise`: noise levels are noise / signal, whatever the schedule.
+    """
+
+    def __call__(
+        self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, ""]
+    ) -> Float[Tensor, "B C H W"]: ...
+
+
+class Sampler(Protocol):
+    """The loop from noise to picture: a plain function, one file each.
+
+    `sigmas` fall and end in 0, shape (S+1,); `x` is noise of standard deviation `sigmas[0]`.
+    A sampler knows nothing of text, guidance, prediction type or latent space. Deterministic ones
+    ignore `generators`.
+    """
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Float[Tensor, "B C H W"],
+        sigmas: Float[Tensor, "S_plus_1"],
+        *,
+        generators: Generators,
+        **options: Any,
+    ) -> Float[Tensor, "B C H W"]: ...
+
+
+# ---- learning --------------------------------------------------------------------------------
+
+
+class Objective(Protocol):
+    """Turns a batch into one number to be made small; an `nn.Module` holding what it trains.
+
+    The trainer knows nothing else: `parameters()` that require a gradient are trained, averaged
+    (EMA) and saved; every other tensor of `state_dict()` is left out.
+    """
+
+    def loss(
+        self, batch: Batch, generator: torch.Generator
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """The loss and scalars to log; all randomness comes from `generator`."""
+        ...
+
+
+# ---- measuring -------------------------------------------------------------------------------
+
+
+class FeatureExtractor(Protocol):
+    """Pictures to features; shared by every evaluator that names it."""
+
+    def __call__(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]: ...
+
+    def spec(self) -> dict[str, Any]:
+        """Name, weights_sha256, resize, antialias, layer, dtype: what makes a number comparable."""
+        ...
+
+
+class EvalBatch(TypedDict):
+    """Pictures on their way to an evaluator."""
+
+    source: str  # "generated" or "reference"
+    id: Int[Tensor, "N"]  # global picture number; generated picture i answers prompt i
+    image: UInt8[Tensor, "N C H W"]
+    prompt: list[str]
+
+
+class Score(NamedTuple):
+    """One row of a report."""
+
+    name: str
+    value: float
+    n: int
+    ci95: tuple[float, float] | None = None
+    higher_is_better: bool = True
+    details: Mapping[str, Any] = {}
+    warnings: Sequence[str] = ()
+
+
+EvaluatorState = dict[str, tuple[Tensor, Literal["sum", "cat"]]]
+
+
+class Evaluator(Protocol):
+    """A metric. Its result is a function of `state()` alone, so that parts can be merged."""
+
+    needs: tuple[str, ...]  # of "generated", "reference"
+
+    def update(self, batch: EvalBatch) -> None: ...
+
+    def state(self) -> EvaluatorState:
+        """Named tensors, each with how parts merge: by sum or by concatenation."""
+        ...
+
+    def load_state(self, state: EvaluatorState) -> None:
+        """Take over a (merged) state in place of the present one."""
+        ...
+
+    def compute(self) -> list[Score]: ...
+
+    def provenance(self) -> dict[str, Any]: ...
+
+
+class Hook(Protocol):
+    """Something the trainer calls between two steps, such as a sample grid."""
+
+    every: int  # pictures seen between two calls
+
+    def __call__(self, pictures_seen: int, run_dir: Path, modules: nn.Module) -> dict[str, float]:
+        """Scalars for the log; `modules` is the objective with its EMA weights swapped in."""
+        ...

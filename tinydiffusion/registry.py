@@ -1,0 +1,114 @@
+"""Kind + name -> plug-in. A file in the kind's folder is a plug-in; its file name is its name."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+KINDS = {
+    "dataset": "datasets",
+    "text_encoder": "text_encoders",
+    "network": "models",
+    "sampler": "samplers",
+    "objective": "objectives",
+    "evaluator": "evaluators",
+}
+"""Plug-in kind -> folder of this package, and entry-point group `tinydiffusion.<folder>`."""
+
+
+class PluginError(ValueError):
+    """A plug-in that does not exist, does not load or was given options it does not take."""
+
+
+def builtin_names(kind: str) -> list[str]:
+    """Names of the built-in plug-ins of a kind: its folder's public file names, sorted."""
+    folder = Path(__file__).parent / KINDS[kind]
+    return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+
+
+def installed(kind: str) -> dict[str, EntryPoint]:
+    """Third-party plug-ins of a kind by name.
+
+    Raises:
+        PluginError: two distributions, or one and a built-in, claim the same name.
+    """
+    found: dict[str, EntryPoint] = {}
+    builtin = builtin_names(kind)
+    for point in entry_points(group=f"tinydiffusion.{KINDS[kind]}"):
+        rival = "tinydiffusion" if point.name in builtin else None
+        if point.name in found and found[point.name].value != point.value:
+            rival = found[point.name].value
+        if rival:
+            raise PluginError(f"{kind} {point.name!r} is claimed by {rival} and by {point.value}")
+        found[point.name] = point
+    return found
+
+
+def names(kind: str) -> list[str]:
+    """Names of every plug-in of a kind, built-in and installed."""
+    return sorted([*builtin_names(kind), *installed(kind)])
+
+
+def load(kind: str, name: str) -> Callable[..., Any]:
+    """The plug-in's class or function.
+
+    A built-in is the object that its file names in `PLUGIN`. `name` may also be
+    `module:attribute`, for code that is not installed as a package.
+
+    Raises:
+        PluginError: there is no such plug-in; the message lists those that there are.
+    """
+    if ":" in name:
+        return _load_attribute(kind, name)
+    if name in builtin_names(kind):
+        return importlib.import_module(f"tinydiffusion.{KINDS[kind]}.{name}").PLUGIN
+    others = installed(kind)
+    if name in others:
+        return others[name].load()
+    known = names(kind)
+    raise PluginError(f"unknown {kind} {name!r}{suggest(name, known)}; there are {', '.join(known)}")
+
+
+def create(kind: str, name: str, **options: Any) -> Any:
+    """The plug-in called with its options, after checking that it takes them.
+
+    Raises:
+        PluginError: an option that the plug-in does not take, or one that it needs is missing.
+    """
+    plugin = load(kind, name)
+    check_options(kind, name, plugin, options)
+    return plugin(**options)
+
+
+def check_options(
+    kind: str, name: str, plugin: Callable[..., Any], options: Mapping[str, Any]
+) -> None:
+    """Raise PluginError where `options` are not keyword arguments of the plug-in."""
+    parameters = inspect.signature(plugin).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    allowed = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in allowed:
+            listed = ", ".join(allowed) or "none"
+            raise PluginError(
+                f"{kind} {name!r} has no option {option!r}{suggest(option, allowed)}; "
+                f"its options are {listed}"
+            )
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """`" (did you mean 'x'?)"` for the nearest known word, else the empty string."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _load_attribute(kind: str, name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"cannot load {kind} {name!r}: {error}") from error
