@@ -1,0 +1,93 @@
+"""Which noise levels training looks at, and how much each counts."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tinydiffusion.diffusion.prediction import x_0_sensitivity
+from tinydiffusion.registry import suggest
+
+WEIGHTINGS = ["none", "min_snr", "edm"]
+DENSITIES = ["uniform", "logit_normal"]
+
+
+def loss_weights(
+    weighting: str,
+    prediction_type: str,
+    a: Float[Tensor, "#B 1 1 1"],
+    s: Float[Tensor, "#B 1 1 1"],
+    *,
+    gamma: float = 5.0,
+    sigma_data: float = 0.5,
+) -> Float[Tensor, "#B 1 1 1"]:
+    """The factor of each picture's squared error between network output and training target.
+
+    A weighting is defined once, for the error of x_0; the squared derivative of x_0 by the output
+    turns it into the factor for any prediction type.
+
+    Args:
+        weighting: "none" (1 for every picture), "min_snr" (Hang et al. 2023, eq. 4,
+            https://arxiv.org/abs/2303.09556) or "edm" (Karras et al. 2022, table 1,
+            https://arxiv.org/abs/2206.00364).
+        prediction_type: As in `prediction.training_target`.
+        a: Signal factor.
+        s: Noise factor.
+        gamma: Where "min_snr" caps the signal-to-noise ratio.
+        sigma_data: Standard deviation of the pictures, for "edm".
+
+    Raises:
+        ValueError: an unknown weighting or prediction type.
+    """
+    sensitivity = x_0_sensitivity(prediction_type, a, s)
+    if weighting == "none":
+        return torch.ones_like(sensitivity)
+    if weighting == "min_snr":
+        x_0_weight = ((a / s) ** 2).clamp_max(gamma)  # a cap from above: min(SNR, gamma)
+    elif weighting == "edm":
+        sigma = s / a
+        x_0_weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    else:
+        raise ValueError(_unknown("weighting", weighting, WEIGHTINGS))
+    return x_0_weight * sensitivity**2
+
+
+def draw_timesteps(
+    density: str,
+    batch_size: int,
+    num_train_timesteps: int,
+    generator: torch.Generator,
+    *,
+    stratified: bool = True,
+    mean: float = 0.0,
+    std: float = 1.0,
+) -> Int[Tensor, "B"]:
+    """Random training timesteps in [0, T-1], on the generator's device.
+
+    Args:
+        density: "uniform", or "logit_normal" (Esser et al. 2024, eq. 19,
+            https://arxiv.org/abs/2403.03206) over t = timestep / T.
+        batch_size: B.
+        num_train_timesteps: T.
+        generator: The only source of randomness.
+        stratified: Draw one timestep from each of B equally likely parts of the density, lowest
+            first, which makes the loss of a batch less noisy; else independently.
+        mean: Of the logit of t; above 0 prefers noisier pictures.
+        std: Of the logit of t.
+
+    Raises:
+        ValueError: an unknown density, or a std that is not above 0.
+    """
+    if density not in DENSITIES:
+        raise ValueError(_unknown("time density", density, DENSITIES))
+    if std <= 0:
+        raise ValueError(f"std of the time density must be above 0, got {std}")
+    u = torch.rand(batch_size, generator=generator, device=generator.device, dtype=torch.float64)
+    if stratified:
+        u = (torch.arange(batch_size, device=u.device) + u) / batch_size
+    if density == "logit_normal":
+        u = torch.sigmoid(mean + std * torch.special.ndtri(u))  # inverse distribution function
+    return (u * num_train_timesteps).long().clamp_max(num_train_timesteps - 1)
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    return f"unknown {what} {name!r}{suggest(name, known)}; there are {', '.join(known)}"
