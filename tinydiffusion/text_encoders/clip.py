@@ -1,0 +1,186 @@
+"""CLIP's text transformer, trained from scratch together with the network."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tinydiffusion.protocols import TextStates, Tokens
+from tinydiffusion.text_encoders._bpe import BytePairTokenizer, learn_merges
+from tinydiffusion.text_encoders._captions import check_captions
+
+LONGEST = 77  # CLIP's context length
+SHORTEST = 3  # start-of-text, one token, end-of-text
+
+
+class ClipTextEncoder(nn.Module):
+    """Causal transformer over byte pairs; pooled is the final state at end-of-text.
+
+    Radford et al. (2021), section 2.4, https://arxiv.org/abs/2103.00020, without the projection
+    into the space shared with pictures. The vocabulary is learned from the captions and lives in
+    `merges`, so that it travels with `config()`.
+
+    Args:
+        merges: Byte pairs to join, in order, as `learn_merges` returns them.
+        width: Width D of the states, a multiple of `heads`.
+        layers: Number of blocks.
+        heads: Attention heads.
+        max_length: Tokens L of every caption, in [3, 77], the two special tokens included.
+
+    Raises:
+        ValueError: an option is outside its range.
+    """
+
+    frozen = False
+
+    def __init__(
+        self,
+        *,
+        merges: Sequence[Sequence[str]],
+        width: int = 256,
+        layers: int = 4,
+        heads: int = 4,
+        max_length: int = LONGEST,
+    ) -> None:
+        super().__init__()
+        _check_sizes(width, layers, heads, max_length)
+        self.hidden_size = self.pooled_size = width
+        self.layers, self.heads, self.max_length = layers, heads, max_length
+        self.merges = [(first, second) for first, second in merges]
+        self.tokenizer = BytePairTokenizer(self.merges, max_length)
+        self.token_embedding = nn.Embedding(self.tokenizer.vocab_size, width)
+        self.position_embedding = nn.Parameter(torch.empty(max_length, width))
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        self.final_norm = nn.LayerNorm(width)
+        causal = torch.full((max_length, max_length), -math.inf).triu(1)
+        self.register_buffer("causal_mask", causal, persistent=False)
+        self._initialise()
+
+    @classmethod
+    def from_captions(
+        cls,
+        captions: Sequence[str],
+        *,
+        width: int = 256,
+        layers: int = 4,
+        heads: int = 4,
+        max_length: int | None = None,
+        vocab_size: int = 4096,
+    ) -> Self:
+        """A new encoder whose vocabulary is learned from these captions.
+
+        Args:
+            captions: Training captions.
+            width: See the class.
+            layers: See the class.
+            heads: See the class.
+            max_length: None takes the longest caption, rounded up to a multiple of 4, in
+                [16, 77]. Longer prompts are cut there: positions that no training caption
+                reaches would keep their random embedding.
+            vocab_size: Most tokens to learn, at least 515; small caption sets need fewer.
+
+        Raises:
+            ValueError: there are no captions or an option is outside its range.
+        """
+        captions = check_captions(captions)
+        if not captions:
+            raise ValueError("from_captions needs at least one caption, got none")
+        merges = learn_merges(captions, vocab_size)
+        if max_length is None:
+            max_length = _fitting_length(captions, BytePairTokenizer(merges, LONGEST))
+        return cls(merges=merges, width=width, layers=layers, heads=heads, max_length=max_length)
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """Ids and mask of shape (B, max_length), and how many captions were cut to fit."""
+        return self.tokenizer.encode(captions)
+
+    def forward(self, tokens: Tokens) -> TextStates:
+        """States of every token; those of padding mean nothing and reach no other state."""
+        hidden = self.token_embedding(tokens.ids) + self.position_embedding
+        for block in self.blocks:
+            hidden = block(hidden, self.causal_mask)
+        hidden = self.final_norm(hidden)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        end_of_text = tokens.mask.sum(1) - 1
+        return TextStates(hidden, tokens.mask, pooled=hidden[rows, end_of_text])
+
+    def encode(self, captions: Sequence[str]) -> TextStates:
+        """Tokenize and run, on the encoder's device."""
+        ids, mask, num_truncated = self.tokenize(captions)
+        device = self.position_embedding.device
+        return self(Tokens(ids.to(device), mask.to(device), num_truncated))
+
+    def config(self) -> dict[str, Any]:
+        """Keyword arguments that rebuild the encoder, vocabulary included."""
+        return {
+            "merges": [list(pair) for pair in self.merges],
+            "width": self.hidden_size,
+            "layers": self.layers,
+            "heads": self.heads,
+            "max_length": self.max_length,
+        }
+
+    def _initialise(self) -> None:
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.01)
+        for block in self.blocks:
+            block.initialise(self.layers)
+
+
+class _Block(nn.Module):
+    """Pre-norm self-attention and a four times wider GELU layer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, 4 * width)
+        self.mlp_out = nn.Linear(4 * width, width)
+
+    def initialise(self, layers: int) -> None:
+        """Normal weights as in CLIP: residual branches shrink with the number of layers."""
+        width = self.qkv.in_features
+        nn.init.normal_(self.qkv.weight, std=width**-0.5)
+        nn.init.normal_(self.attention_out.weight, std=(2 * layers * width) ** -0.5)
+        nn.init.normal_(self.mlp_in.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(self.mlp_out.weight, std=(2 * layers * width) ** -0.5)
+        for linear in (self.qkv, self.attention_out, self.mlp_in, self.mlp_out):
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, x: Float[Tensor, "B L D"], causal_mask: Float[Tensor, "L L"]
+    ) -> Float[Tensor, "B L D"]:
+        x = x + self.attention_out(self._attend(self.attention_norm(x), causal_mask))
+        return x + self.mlp_out(nn.functional.gelu(self.mlp_in(self.mlp_norm(x))))
+
+    def _attend(
+        self, x: Float[Tensor, "B L D"], causal_mask: Float[Tensor, "L L"]
+    ) -> Float[Tensor, "B L D"]:
+        # Plain matmuls: the fused CPU attention is several times slower in bf16.
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        scale = q.shape[-1] ** -0.5
+        weights = ((q * scale) @ k.mT + causal_mask).softmax(-1)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def _fitting_length(captions: Sequence[str], tokenizer: BytePairTokenizer) -> int:
+    longest = max(len(tokenizer.ids(caption)[0]) for caption in captions)
+    return min(LONGEST, max(16, math.ceil(longest / 4) * 4))
+
+
+def _check_sizes(width: int, layers: int, heads: int, max_length: int) -> None:
+    if heads < 1 or width < heads or width % heads:
+        raise ValueError(f"width must be a multiple of heads, got width={width}, heads={heads}")
+    if layers < 1:
+        raise ValueError(f"layers must be at least 1, got {layers}")
+    if not SHORTEST <= max_length <= LONGEST:
+        raise ValueError(f"max_length must be in [{SHORTEST}, {LONGEST}], got {max_length}")
+
+
+PLUGIN = ClipTextEncoder
