@@ -1,0 +1,1 @@
+"""Captioned pictures: one plug-in per file."""

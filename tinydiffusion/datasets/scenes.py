@@ -1,0 +1,84 @@
+"""ShapeScenes as a data set: scenes drawn on the fly, no files."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+
+from tinydiffusion.protocols import Example
+from tinydiffusion.scenes.captions import captions
+from tinydiffusion.scenes.render import render
+from tinydiffusion.scenes.sampling import sample_scene
+from tinydiffusion.scenes.vocabulary import CATEGORIES, SPLITS, Category, Scene, Split
+
+
+class ScenesDataset:
+    """Captioned scenes; example i depends on (`seed`, `split`, i) and the categories alone.
+
+    Args:
+        size: pixels of a side, even, from 16 on.
+        num_scenes: how many examples there are.
+        seed: another seed, another set of scenes.
+        split: "train", or "held_out" for the fifth of the combinations that train never shows.
+        categories: of "one_object", "two_objects" and "counting"; each is equally frequent.
+
+    Raises:
+        ValueError: an option outside of these.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 32,
+        num_scenes: int = 100_000,
+        seed: int = 0,
+        split: str = "train",
+        categories: Sequence[str] = ("one_object", "two_objects"),
+    ) -> None:
+        _check(size, num_scenes, seed, split, categories)
+        self.size = size
+        self.num_scenes = num_scenes
+        self.seed = seed
+        self.split: Split = cast(Split, split)
+        self.categories = cast(tuple[Category, ...], tuple(categories))
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`: its picture, all its captions and an id like "scenes-train-000017"."""
+        scene = self.scene(index)
+        return {
+            "image": render(scene, self.size),
+            "caption": captions(scene),
+            "id": f"scenes-{self.split}-{index:06d}",
+        }
+
+    def scene(self, index: int) -> Scene:
+        """The scene behind example `index`.
+
+        Raises:
+            IndexError: `index` is not in [0, len(self)).
+        """
+        if not 0 <= index < self.num_scenes:
+            raise IndexError(f"index {index} is not in [0, {self.num_scenes})")
+        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+        category = self.categories[rng.integers(len(self.categories))]
+        return sample_scene(rng, category, self.split)
+
+
+def _check(size: int, num_scenes: int, seed: int, split: str, categories: Sequence[str]) -> None:
+    if size < 16 or size % 2:
+        raise ValueError(f"size={size!r} is not an even number from 16 on; 32 is the default")
+    if num_scenes < 1:
+        raise ValueError(f"num_scenes={num_scenes!r} is not positive")
+    if seed < 0:
+        raise ValueError(f"seed={seed!r} is negative; take any number from 0 on")
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}")
+    unknown = [category for category in categories if category not in CATEGORIES]
+    if unknown or not categories:
+        raise ValueError(f"categories={categories!r}: give at least one of {', '.join(CATEGORIES)}")
+
+
+PLUGIN = ScenesDataset
