@@ -171,7 +171,8 @@ def _beta_schedule(betas: Float[Tensor, "T"], zero_terminal_snr: bool) -> Schedu
     signal = (1 - betas).cumprod(0).sqrt()
     if zero_terminal_snr:  # Lin et al. (2023), algorithm 1
         signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    signal = signal.clamp_min(MIN_SIGNAL)
+    # Below twice its end the signal follows a line, so that sigmas rise strictly to the last one.
+    signal = signal.maximum(torch.linspace(2, 1, len(betas), dtype=torch.float64) * MIN_SIGNAL)
     return Schedule(signal.float(), (1 - signal**2).sqrt().float(), "variance_preserving")
 
 

@@ -1,0 +1,1 @@
+"""The loops from noise to picture, one file each; see `protocols.Sampler`."""
