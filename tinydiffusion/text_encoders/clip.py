@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -53,11 +53,12 @@ class ClipTextEncoder(nn.Module):
         self.tokenizer = BytePairTokenizer(self.merges, max_length)
         self.token_embedding = nn.Embedding(self.tokenizer.vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(max_length, width))
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(_Block(width, heads, layers) for _ in range(layers))
         self.final_norm = nn.LayerNorm(width)
         causal = torch.full((max_length, max_length), -math.inf).triu(1)
         self.register_buffer("causal_mask", causal, persistent=False)
-        self._initialise()
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.01)
 
     @classmethod
     def from_captions(
@@ -69,7 +70,7 @@ class ClipTextEncoder(nn.Module):
         heads: int = 4,
         max_length: int | None = None,
         vocab_size: int = 4096,
-    ) -> Self:
+    ) -> "ClipTextEncoder":
         """A new encoder whose vocabulary is learned from these captions.
 
         Args:
@@ -123,35 +124,21 @@ class ClipTextEncoder(nn.Module):
             "max_length": self.max_length,
         }
 
-    def _initialise(self) -> None:
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.position_embedding, std=0.01)
-        for block in self.blocks:
-            block.initialise(self.layers)
-
 
 class _Block(nn.Module):
     """Pre-norm self-attention and a four times wider GELU layer."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, layers: int) -> None:
         super().__init__()
         self.heads = heads
+        # CLIP's deviations: what is added to the stream shrinks with the number of layers.
+        residual_std = (2 * layers * width) ** -0.5
         self.attention_norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
+        self.qkv = _linear(width, 3 * width, std=width**-0.5)
+        self.attention_out = _linear(width, width, std=residual_std)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp_in = nn.Linear(width, 4 * width)
-        self.mlp_out = nn.Linear(4 * width, width)
-
-    def initialise(self, layers: int) -> None:
-        """Normal weights as in CLIP: residual branches shrink with the number of layers."""
-        width = self.qkv.in_features
-        nn.init.normal_(self.qkv.weight, std=width**-0.5)
-        nn.init.normal_(self.attention_out.weight, std=(2 * layers * width) ** -0.5)
-        nn.init.normal_(self.mlp_in.weight, std=(2 * width) ** -0.5)
-        nn.init.normal_(self.mlp_out.weight, std=(2 * layers * width) ** -0.5)
-        for linear in (self.qkv, self.attention_out, self.mlp_in, self.mlp_out):
-            nn.init.zeros_(linear.bias)
+        self.mlp_in = _linear(width, 4 * width, std=(2 * width) ** -0.5)
+        self.mlp_out = _linear(4 * width, width, std=residual_std)
 
     def forward(
         self, x: Float[Tensor, "B L D"], causal_mask: Float[Tensor, "L L"]
@@ -167,6 +154,13 @@ class _Block(nn.Module):
         scale = q.shape[-1] ** -0.5
         weights = ((q * scale) @ k.mT + causal_mask).softmax(-1)
         return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def _linear(in_features: int, out_features: int, std: float) -> nn.Linear:
+    linear = nn.Linear(in_features, out_features)
+    nn.init.normal_(linear.weight, std=std)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def _fitting_length(captions: Sequence[str], tokenizer: BytePairTokenizer) -> int:
