@@ -1,0 +1,403 @@
+"""Proves that a folder gives its captioned pictures and that every fault is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tinydiffusion.datasets.folder import FolderDataset
+from tinydiffusion.protocols import Augmented
+
+EMOJI = Path(__file__).parents[3] / "shared/data/fluent-emoji-64/train"
+
+
+def save(path, size=(8, 8), color=(10, 20, 30), kind="PNG"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path, kind)
+
+
+def write_jsonl(folder, *rows):
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def row(name, text="a picture"):
+    return {"file_name": name, "text": text}
+
+
+def load(folder, size=8, **options):
+    return FolderDataset(path=folder, size=size, **options)
+
+
+def ids(dataset):
+    return [dataset[i]["id"] for i in range(len(dataset))]
+
+
+def captions(dataset):
+    return [dataset[i]["caption"] for i in range(len(dataset))]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three good pictures a.png, b.png and sub/c.png, listed out of order."""
+    for name in ("b.png", "a.png", "sub/c.png"):
+        save(tmp_path / name)
+    write_jsonl(
+        tmp_path, row("sub/c.png", "see"), row("b.png", ["bee", "be"]), row("./a.png", "ay")
+    )
+    return tmp_path
+
+
+def fails(folder, message, **options):
+    with pytest.raises(ValueError, match=message) as caught:
+        load(folder, **options)
+    assert "\n" not in str(caught.value)
+
+
+# ---- layouts ---------------------------------------------------------------------------------
+
+
+def test_metadata_jsonl(folder):
+    dataset = load(folder)
+    assert ids(dataset) == ["a.png", "b.png", "sub/c.png"]
+    assert captions(dataset) == ["ay", ["bee", "be"], "see"]
+    assert dataset.skipped == []
+    assert dataset[0]["image"].tolist() == [[[v] * 8] * 8 for v in (10, 20, 30)]
+
+
+def test_metadata_csv_with_quotes_crlf_and_bom(tmp_path):
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name)
+    text = 'file_name,text\r\na.png,"red, ""big""\r\nand round"\r\n\r\nb.png,blå\r\n'
+    (tmp_path / "metadata.csv").write_bytes(text.encode("utf-8-sig"))
+    assert captions(load(tmp_path)) == ['red, "big"\r\nand round', "blå"]
+
+
+def test_metadata_jsonl_with_bom_crlf_and_unicode_line_ends(tmp_path):
+    save(tmp_path / "a.png")
+    line = json.dumps(row("a.png", "one\u2028two"), ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(f"{line}\r\n\r\n".encode("utf-8-sig"))
+    assert captions(load(tmp_path)) == ["one\u2028two"]
+
+
+def test_another_caption_column(tmp_path):
+    save(tmp_path / "a.png")
+    write_jsonl(tmp_path, {"file_name": "a.png", "keywords": ["gold", " ", "medal "]})
+    assert captions(load(tmp_path, caption_column="keywords")) == [["gold", "medal"]]
+
+
+def test_sidecars(tmp_path):
+    for name in ("a.PNG", "sub/b.v2.png", ".hidden.png", ".cache/c.png"):
+        save(tmp_path / name)
+    (tmp_path / "a.txt").write_bytes("\ufeff  first\nsecond \n".encode())
+    (tmp_path / "sub/b.v2.caption").write_text("bee")
+    dataset = load(tmp_path)
+    assert ids(dataset) == ["a.PNG", "sub/b.v2.png"]
+    assert captions(dataset) == ["first\nsecond", "bee"]
+
+
+def test_content_decides_the_kind(tmp_path):
+    save(tmp_path / "a.jpg", kind="PNG")
+    save(tmp_path / "no_suffix", kind="WEBP")
+    write_jsonl(tmp_path, row("a.jpg"), row("no_suffix"))
+    assert ids(load(tmp_path)) == ["a.jpg", "no_suffix"]
+
+
+# ---- what is skipped -------------------------------------------------------------------------
+
+
+def test_skipped_pictures_are_named_with_their_reason(tmp_path):
+    for name in "abcdefghijk":
+        save(tmp_path / f"{name}.png")
+    noise = torch.randint(256, (64, 64, 3), generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.byte().numpy()).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:5000])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "folder.jpg").mkdir()
+    save(tmp_path / "small.png", (1, 400))
+    bad = ("cut.png", "empty.png", "text.png", "folder.jpg", "small.png", "gone.png")
+    write_jsonl(
+        tmp_path,
+        *(row(f"{name}.png") for name in "abcdefgh"),
+        *(row(name) for name in bad),
+        row("i.png", None),
+        row("j.png", ["", " "]),
+    )
+    fails(tmp_path, "9 of 17 .* 3 unreadable .first cut.png: .*; 2 missing .*; 2 without caption")
+    for name in "lm":
+        save(tmp_path / f"{name}.png")
+    with (tmp_path / "metadata.jsonl").open("a") as file:
+        file.writelines(json.dumps(row(f"{name}.png")) + "\n" for name in "lm")
+    dataset = load(tmp_path)
+    assert ids(dataset) == [f"{name}.png" for name in "abcdefghlm"]
+    reasons = {path: reason.partition(":")[0] for path, reason in dataset.skipped}
+    assert reasons == {
+        "cut.png": "unreadable",
+        "empty.png": "unreadable",
+        "folder.jpg": "missing or not a file",
+        "gone.png": "missing or not a file",
+        "i.png": "without caption",
+        "j.png": "without caption",
+        "k.png": "not listed in metadata.jsonl",
+        "small.png": "smaller than size=8",
+        "text.png": "unreadable",
+    }
+
+
+def test_overlong_captions_are_skipped(folder):
+    write_jsonl(folder, row("a.png"), row("b.png"), row("sub/c.png", "x" * 10_001))
+    assert load(folder).skipped == [("sub/c.png", "with a caption over 10000 characters")]
+
+
+def test_sidecar_faults_are_skipped(tmp_path):
+    for name in "abcdef":
+        save(tmp_path / f"{name}.png")
+    for name in "abcd":
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "d.caption").write_text("another")
+    (tmp_path / "e.txt").write_text(" \n")
+    dataset = load(tmp_path)
+    assert ids(dataset) == ["a.png", "b.png", "c.png"]
+    assert dataset.skipped == [
+        ("d.png", "with two captions: d.txt and d.caption"),
+        ("e.png", "without caption"),
+        ("f.png", "without caption"),
+    ]
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    save(tmp_path / "a.png", (7, 9))
+    write_jsonl(tmp_path, row("a.png"))
+    fails(tmp_path, "1 of 1 pictures cannot be used.*smaller than size=8 .first a.png: 7x9")
+
+
+# ---- errors ----------------------------------------------------------------------------------
+
+
+def test_folder_faults(tmp_path):
+    fails(tmp_path / "none", "no such folder")
+    fails(tmp_path, "no pictures in")
+    (tmp_path / "file").touch()
+    fails(tmp_path / "file", "not a folder")
+
+
+def test_no_captions_names_the_layouts(tmp_path):
+    save(tmp_path / "a.png")
+    fails(tmp_path, r"no captions in .*metadata\.jsonl.*metadata\.csv.*a\.txt.*beside a\.png")
+
+
+@pytest.mark.parametrize("name", ["metadata.json1", "metadata.json", "Metadata.jsonl", "meta.csv"])
+def test_near_miss_names_get_a_hint(tmp_path, name):
+    save(tmp_path / "a.png")
+    (tmp_path / name).write_text("{}")
+    fails(tmp_path, rf"rename {name} to metadata\.(jsonl|csv)")
+
+
+def test_metadata_in_sub_folders_gets_a_hint(tmp_path):
+    for split in ("train", "test"):
+        save(tmp_path / split / "a.png")
+        write_jsonl(tmp_path / split, row("a.png"))
+    fails(tmp_path, r"found test/metadata\.jsonl, train/metadata\.jsonl: set path")
+
+
+def test_two_metadata_files(folder):
+    (folder / "metadata.csv").write_text("file_name,text\n")
+    fails(folder, r"both metadata\.jsonl and metadata\.csv")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file_name": "a.png", "text": "x"', "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('["a.png", "x"]', "must be an object"),
+        ('{"file_name": "a.png", "txt": "x"}', "no 'text' .did you mean 'txt'"),
+        ('{"image": "a.png", "text": "x"}', "no 'file_name'; it has 'image', 'text'"),
+        ('{"file_name": 3, "text": "x"}', "file_name must be text, got 3"),
+        ('{"file_name": "", "text": "x"}', "file_name must be text"),
+        ('{"file_name": "a.png", "text": 3}', "'text' must be text or a list of texts, got 3"),
+        ('{"file_name": "a.png", "text": ["x", 3]}', "'text' must be text or a list"),
+        ('{"file_name": "a.png", "text": "x"}', r"'a.png' is already in .*metadata\.jsonl:3"),
+        ('{"file_name": "sub//../a.png", "text": "x"}', r"without '\.\.'"),
+        ('{"file_name": "../a.png", "text": "x"}', "relative to the folder"),
+        ('{"file_name": "/etc/a.png", "text": "x"}', "relative to the folder"),
+        (r'{"file_name": "sub\\c.png", "text": "x"}', "relative to the folder"),
+        (r'{"file_name": "a\u0000.png", "text": "x"}', "no usable path"),
+        (r'{"file_name": "a\ud800.png", "text": "x"}', "no usable path"),
+    ],
+)
+def test_bad_jsonl_line_is_named(folder, line, message):
+    with (folder / "metadata.jsonl").open("a") as file:
+        file.write(line + "\n")
+    fails(folder, rf"metadata\.jsonl:4: .*{message}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file_name,text\na.png,red, big\n", r"metadata\.csv:2: 3 fields where the header has 2"),
+        ('file_name,text\na.png,"red\n', r"metadata\.csv:2: not valid CSV"),
+        ("file_name;text\na.png;red\n", r"metadata\.csv:2: no 'file_name'"),
+        ("file_name,text\n", "lists no pictures"),
+        ("", "lists no pictures"),
+    ],
+)
+def test_bad_csv_is_named(tmp_path, content, message):
+    save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text(content)
+    fails(tmp_path, message)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "a.txt"])
+def test_text_that_is_not_utf8_names_file_and_byte(tmp_path, name):
+    save(tmp_path / "a.png")
+    (tmp_path / name).write_bytes(b"caf\xe9")
+    fails(tmp_path, rf"{name}: not UTF-8 at byte 3 \(0xe9\)")
+    (tmp_path / name).write_bytes("a cat".encode("utf-16-le"))
+    fails(tmp_path, rf"{name}: not text, NUL at byte 1")
+
+
+def test_links_out_of_the_folder(tmp_path):
+    save(tmp_path / "outside/secret.png")
+    for name in ("a.png", "b.png", "c.png"):
+        save(tmp_path / "set" / name)
+        (tmp_path / "set" / name).with_suffix(".txt").write_text(name)
+    (tmp_path / "set/inside.png").symlink_to("a.png")
+    (tmp_path / "set/inside.txt").symlink_to("a.txt")
+    (tmp_path / "set/link.png").symlink_to("../outside/secret.png")
+    (tmp_path / "set/dangling.png").symlink_to("nowhere.png")
+    (tmp_path / "set/loop.png").symlink_to("loop.png")
+    dataset = load(tmp_path / "set")
+    assert ids(dataset) == ["a.png", "b.png", "c.png", "inside.png"]
+    assert [s.path for s in dataset.skipped] == ["dangling.png", "link.png", "loop.png"]
+    write_jsonl(tmp_path / "set", row("a.png"), row("link.png"))
+    fails(tmp_path / "set", r"metadata\.jsonl:2: file_name 'link.png' leads out of the folder")
+
+
+def test_a_caption_file_that_cannot_be_read_is_named(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.txt").symlink_to("nowhere.txt")
+    fails(tmp_path, r"cannot read .*a\.txt: No such file")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "size must be at least 1, got 0"),
+        ({"crop": "centre"}, "crop must be one of center, random, got 'centre'"),
+        ({"limit": 0}, "limit must be at least 1"),
+    ],
+)
+def test_options_out_of_range(folder, options, message):
+    fails(folder, message, **options)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "a.txt"])
+def test_any_bytes_give_a_data_set_or_a_value_error(tmp_path, name, content):
+    if not (tmp_path / "a.png").exists():
+        save(tmp_path / "a.png")
+    (tmp_path / name).write_bytes(content)
+    try:
+        dataset = load(tmp_path)
+    except ValueError:
+        return
+    assert captions(dataset) == [content.decode().removeprefix("\ufeff").strip()]
+
+
+# ---- size, crop, flip ------------------------------------------------------------------------
+
+
+def write_gradient(folder, width, height):
+    """Red counts the columns, green the rows: a pixel tells where it came from."""
+    image = Image.new("RGB", (width, height))
+    image.putdata([(x, y, 0) for y in range(height) for x in range(width)])
+    image.save(folder / "a.png")
+    write_jsonl(folder, row("a.png"))
+
+
+@pytest.mark.parametrize(("width", "height", "left", "top"), [(20, 8, 6, 0), (8, 13, 0, 2)])
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_an_example_is_the_middle_square_whatever_the_crop(
+    tmp_path, width, height, left, top, crop
+):
+    write_gradient(tmp_path, width, height)
+    image = load(tmp_path, crop=crop, flip=True)[0]["image"]
+    red, green = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="xy")
+    torch.testing.assert_close(image[0].int(), (red + left).int())
+    torch.testing.assert_close(image[1].int(), (green + top).int())
+
+
+def test_random_crop_reaches_every_window_and_stays_inside(tmp_path):
+    write_gradient(tmp_path, 12, 8)
+    dataset = load(tmp_path, crop="random")
+    generator = torch.Generator().manual_seed(0)
+    lefts = set()
+    for _ in range(100):
+        image = dataset.augment(0, generator)["image"]
+        assert image.shape == (3, 8, 8)
+        torch.testing.assert_close(image[0, 0].int(), torch.arange(8).int() + int(image[0, 0, 0]))
+        lefts.add(int(image[0, 0, 0]))
+    assert lefts == {0, 1, 2, 3, 4}
+
+
+def test_flip_mirrors_half_of_the_visits(tmp_path):
+    write_gradient(tmp_path, 8, 8)
+    dataset = load(tmp_path, flip=True)
+    plain = dataset[0]["image"]
+    generator = torch.Generator().manual_seed(0)
+    flipped = 0
+    for _ in range(400):
+        image = dataset.augment(0, generator)["image"]
+        mirrored = not torch.equal(image, plain)
+        torch.testing.assert_close(image, plain.flip(-1) if mirrored else plain)
+        flipped += mirrored
+    assert 160 <= flipped <= 240
+
+
+def test_a_visit_is_a_function_of_the_generator(tmp_path):
+    write_gradient(tmp_path, 40, 8)
+    dataset = load(tmp_path, crop="random", flip=True)
+    assert isinstance(dataset, Augmented)
+
+    def visits(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.stack([dataset.augment(0, generator)["image"] for _ in range(8)])
+
+    torch.testing.assert_close(visits(3), visits(3))
+    assert not torch.equal(visits(3), visits(4))
+
+
+def test_examples_are_copies_and_indices_are_checked(folder):
+    dataset = load(folder)
+    dataset[0]["image"].zero_()
+    assert int(dataset[0]["image"].max()) == 30
+    assert dataset[-1]["id"] == "sub/c.png"
+    torch.testing.assert_close(dataset[-1]["image"], dataset[2]["image"])
+    with pytest.raises(IndexError):
+        dataset[3]
+
+
+def test_limit_takes_the_first_usable_ones(folder):
+    (folder / "a.png").write_bytes(b"")
+    dataset = load(folder, limit=1)
+    assert ids(dataset) == ["b.png"]
+    assert [s.path for s in dataset.skipped] == ["a.png"]
+
+
+@pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji set is not beside this repository")
+def test_real_pictures_keep_every_byte_at_their_own_size():
+    dataset = FolderDataset(path=EMOJI, size=64)
+    assert (len(dataset), dataset.skipped) == (1397, [])
+    assert ids(dataset) == sorted(path.name for path in EMOJI.glob("*.png"))
+    for index in range(0, len(dataset), 200):
+        example = dataset[index]
+        with Image.open(EMOJI / example["id"]) as image:
+            assert example["image"].permute(1, 2, 0).numpy().tobytes() == image.tobytes()
+        assert example["caption"].startswith("a 3D emoji of ")
