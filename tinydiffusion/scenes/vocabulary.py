@@ -21,7 +21,7 @@ BACKGROUNDS = {
     "gray": (140, 140, 140),
     "pink": (245, 160, 185),
 }
-"""Background colours, RGB; at least 85 levels (Euclidean) from each other and from COLOURS."""
+"""Background colours, RGB; at least 100 levels (Euclidean) from each other and from COLOURS."""
 
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 """Relation -> the relation that says the same of the exchanged objects."""
