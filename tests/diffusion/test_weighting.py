@@ -1,0 +1,130 @@
+"""Loss weights equal the formulas of their papers; drawn timesteps follow their densities."""
+
+import math
+
+import pytest
+import torch
+
+from tinydiffusion.diffusion.prediction import PREDICTION_TYPES
+from tinydiffusion.diffusion.schedule import make_schedule
+from tinydiffusion.diffusion.weighting import draw_timesteps, loss_weights
+
+stats = pytest.importorskip("scipy.stats")
+
+EVERY = torch.arange(1000)
+
+
+def factors(name="linear"):
+    a, s = make_schedule(name).coefficients(EVERY)
+    return a, s, (a / s) ** 2
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_equals_the_paper(gamma):
+    a, s, snr = factors()
+    capped = snr.clamp_max(gamma)
+    expected = {
+        "epsilon": capped / snr,
+        "v_prediction": capped / (snr + 1),
+        "sample": capped,
+    }
+    for prediction_type, weight in expected.items():
+        actual = loss_weights("min_snr", prediction_type, a, s, gamma=gamma)
+        torch.testing.assert_close(actual, weight)
+
+
+def test_min_snr_of_flow_weighs_the_same_error_of_x_0():
+    a, s, snr = factors("flow")
+    torch.testing.assert_close(
+        loss_weights("min_snr", "flow", a, s), snr.clamp_max(5) * s**2, rtol=1e-5, atol=0
+    )
+
+
+def test_min_snr_caps_clean_pictures_from_above():
+    a, s, snr = factors()
+    weight = loss_weights("min_snr", "epsilon", a, s).flatten()
+    clean = snr.flatten() > 5
+    assert (weight[clean] < 1).all()
+    torch.testing.assert_close(weight[~clean], torch.ones_like(weight[~clean]))
+
+
+def test_edm_is_one_in_the_space_of_v_with_unit_data():
+    a, s, _ = factors()
+    weight = loss_weights("edm", "v_prediction", a, s, sigma_data=1.0)
+    torch.testing.assert_close(weight, torch.ones_like(weight), rtol=1e-4, atol=0)
+
+
+def test_edm_equals_table_1_in_the_space_of_x_0():
+    a, s, _ = factors()
+    sigma = s / a
+    expected = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
+    torch.testing.assert_close(loss_weights("edm", "sample", a, s), expected)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_none_is_one(prediction_type):
+    a, s, _ = factors()
+    torch.testing.assert_close(loss_weights("none", prediction_type, a, s), torch.ones_like(a))
+
+
+@pytest.mark.parametrize("weighting", ["none", "min_snr", "edm"])
+@pytest.mark.parametrize("name", ["cosine", "flow"])
+def test_weights_are_finite_where_no_signal_is_left(weighting, name):
+    a, s, _ = factors(name)
+    assert loss_weights(weighting, "v_prediction", a, s).isfinite().all()
+
+
+def draw(density, batch_size, seed=0, **options):
+    return draw_timesteps(density, batch_size, 1000, torch.Generator().manual_seed(seed), **options)
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_uniform_timesteps_follow_their_distribution(stratified):
+    timesteps = draw("uniform", 5000, stratified=stratified)
+    assert timesteps.min() >= 0
+    assert timesteps.max() <= 999
+    middles = (timesteps.double() + 0.5) / 1000
+    assert stats.kstest(middles.numpy(), "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.8, 0.8)])
+def test_logit_normal_timesteps_follow_their_distribution(stratified, mean, std):
+    timesteps = draw("logit_normal", 5000, stratified=stratified, mean=mean, std=std)
+    logits = torch.logit((timesteps.double() + 0.5) / 1000)
+    assert stats.kstest(logits.numpy(), "norm", args=(mean, std)).pvalue > 0.01
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stratified_timesteps_have_one_in_each_part(seed):
+    timesteps = draw("uniform", 50, seed=seed)
+    assert (timesteps // 20).tolist() == list(range(50))
+    parts = stats.norm.cdf(torch.logit((draw("logit_normal", 50, seed=seed) + 0.5) / 1000))
+    torch.testing.assert_close(
+        torch.from_numpy(parts), (torch.arange(50) + 0.5).double() / 50, atol=0.0125, rtol=0
+    )
+
+
+def test_stratified_mean_is_steadier():
+    def spread(stratified):
+        means = [
+            draw("uniform", 32, seed=i, stratified=stratified).double().mean() for i in range(50)
+        ]
+        return torch.stack(means).std()
+
+    assert spread(True) < spread(False) / math.sqrt(32)
+
+
+def test_same_generator_same_timesteps():
+    assert draw("logit_normal", 8).equal(draw("logit_normal", 8))
+    assert not draw("logit_normal", 8).equal(draw("logit_normal", 8, seed=1))
+
+
+def test_faults():
+    one = torch.ones(1, 1, 1, 1)
+    with pytest.raises(ValueError, match="did you mean 'min_snr'"):
+        loss_weights("minsnr", "epsilon", one, one)
+    with pytest.raises(ValueError, match="unknown time density 'lognormal'"):
+        draw("lognormal", 4)
+    with pytest.raises(ValueError, match="above 0, got 0"):
+        draw("logit_normal", 4, std=0.0)
