@@ -12,7 +12,7 @@ Shape letters used in every annotation of this package:
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypedDict, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -41,6 +41,7 @@ class Batch(TypedDict):
     id: list[str]
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Map-style captioned pictures; the order is decided elsewhere (`training/data_order.py`)."""
 
@@ -79,6 +80,7 @@ class TextStates(NamedTuple):
     pooled: Float[Tensor, "B P"]
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """An `nn.Module` that turns captions into text states.
 
@@ -92,7 +94,7 @@ class TextEncoder(Protocol):
     frozen: bool  # a frozen encoder is never trained and remembers what it has encoded
 
     @classmethod
-    def from_captions(cls, captions: Sequence[str], **options: Any) -> Self:
+    def from_captions(cls, captions: Sequence[str], **options: Any) -> "TextEncoder":
         """A new encoder; one that learns its vocabulary learns it from these captions."""
         ...
 
@@ -112,6 +114,7 @@ class TextEncoder(Protocol):
 # ---- diffusion -------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Network(Protocol):
     """The trained noise predictor, an `nn.Module`."""
 
@@ -123,6 +126,7 @@ class Network(Protocol):
     ) -> Float[Tensor, "B C H W"]: ...
 
 
+@runtime_checkable
 class Denoise(Protocol):
     """A noisy picture and its noise level in, the clean picture x_0 out.
 
@@ -134,6 +138,7 @@ class Denoise(Protocol):
     ) -> Float[Tensor, "B C H W"]: ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """The loop from noise to picture: a plain function, one file each.
 
@@ -156,6 +161,7 @@ class Sampler(Protocol):
 # ---- learning --------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Turns a batch into one number to be made small; an `nn.Module` holding what it trains.
 
@@ -173,6 +179,7 @@ class Objective(Protocol):
 # ---- measuring -------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class FeatureExtractor(Protocol):
     """Pictures to features; shared by every evaluator that names it."""
 
@@ -207,6 +214,7 @@ class Score(NamedTuple):
 EvaluatorState = dict[str, tuple[Tensor, Literal["sum", "cat"]]]
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """A metric. Its result is a function of `state()` alone, so that parts can be merged."""
 
@@ -227,6 +235,7 @@ class Evaluator(Protocol):
     def provenance(self) -> dict[str, Any]: ...
 
 
+@runtime_checkable
 class Hook(Protocol):
     """Something the trainer calls between two steps, such as a sample grid."""
 

@@ -1,0 +1,1 @@
+"""Networks: the trained noise predictors."""

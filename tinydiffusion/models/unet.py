@@ -1,0 +1,164 @@
+"""The UNet noise predictor."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tinydiffusion.models._blocks import (
+    AttentionBlock,
+    ChannelNorm,
+    Downsample,
+    ResBlock,
+    TimestepEmbedding,
+    Upsample,
+    zero_init,
+)
+from tinydiffusion.protocols import TextStates
+
+
+class UNet(nn.Module):
+    """Predicts noise (or v, x_0, velocity) from a noisy picture, its timestep and a text.
+
+    Residual blocks modulated by time and pooled text, attention to pixels and to text tokens on
+    the levels named. With `patch_size` p > 1 the picture is folded into p x p patches first
+    (pixel unshuffle), which makes every layer p^2 times cheaper.
+
+    Ho et al. (2020), appendix B; Dhariwal & Nichol (2021), section 3; cross-attention as in
+    Rombach et al. (2022), section 3.3.
+
+    Args:
+        text_dim: Width D of the text states.
+        pooled_dim: Width P of the pooled text.
+        channels: Width of each level, finest first; multiples of head_dim where there is
+            attention.
+        layers_per_block: Residual blocks a level, down; one more up.
+        attention_levels: Levels with attention, 0 = finest; the middle always has it.
+        head_dim: Width of an attention head.
+        patch_size: Side of the stem's patches; 1 = no folding. Must divide the picture's size.
+        dropout: Probability inside residual blocks.
+        in_channels: Colour channels of the picture.
+
+    Raises:
+        ValueError: a width that does not divide as said above.
+    """
+
+    def __init__(
+        self,
+        *,
+        text_dim: int,
+        pooled_dim: int,
+        channels: Sequence[int] = (64, 128),
+        layers_per_block: int = 2,
+        attention_levels: Sequence[int] = (1,),
+        head_dim: int = 32,
+        patch_size: int = 2,
+        dropout: float = 0.0,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        _check_widths(channels, attention_levels, head_dim)
+        self.patch_size = patch_size
+        cond_dim = 4 * channels[0]
+        self.time_embedding = TimestepEmbedding(cond_dim)
+        self.text_embedding = nn.Sequential(
+            nn.LayerNorm(pooled_dim), nn.Linear(pooled_dim, cond_dim)
+        )
+        self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels[0], 3, padding=1)
+
+        def attention(level: int) -> nn.Module | None:
+            if level not in attention_levels:
+                return None
+            return AttentionBlock(channels[level], text_dim, head_dim)
+
+        self.down = nn.ModuleList()
+        skips = [channels[0]]
+        width = channels[0]
+        for level, out in enumerate(channels):
+            if level > 0:
+                self.down.append(Downsample(width, width))
+                skips.append(width)
+            for _ in range(layers_per_block):
+                self.down.append(Stage(width, out, cond_dim, dropout, attention(level)))
+                width = out
+                skips.append(width)
+        self.middle = Stage(
+            width, width, cond_dim, dropout, AttentionBlock(width, text_dim, head_dim)
+        )
+        self.middle_out = ResBlock(width, width, cond_dim, dropout)
+        self.up = nn.ModuleList()
+        for level, out in reversed(list(enumerate(channels))):
+            for _ in range(layers_per_block + 1):
+                self.up.append(Stage(width + skips.pop(), out, cond_dim, dropout, attention(level)))
+                width = out
+            if level > 0:
+                self.up.append(Upsample(width, width))
+        self.norm_out = ChannelNorm(width)
+        self.conv_out = zero_init(nn.Conv2d(width, in_channels * patch_size**2, 3, padding=1))
+        self.to(memory_format=torch.channels_last)  # 2-3x faster convolutions on CPUs
+
+    def forward(
+        self, sample: Float[Tensor, "B C H W"], timesteps: Float[Tensor, "B"], text: TextStates
+    ) -> Float[Tensor, "B C H W"]:
+        cond = F.silu(self.time_embedding(timesteps) + self.text_embedding(text.pooled))
+        x = self._fold(sample).contiguous(memory_format=torch.channels_last)
+        x = self.conv_in(x)
+        skips = [x]
+        for layer in self.down:
+            x = layer(x, cond, text) if isinstance(layer, Stage) else layer(x)
+            skips.append(x)
+        x = self.middle_out(self.middle(x, cond, text), cond)
+        for layer in self.up:
+            if isinstance(layer, Stage):
+                x = layer(torch.cat([x, skips.pop()], dim=1), cond, text)
+            else:
+                x = layer(x, like=skips[-1])
+        return self._unfold(self.conv_out(F.silu(self.norm_out(x))))
+
+    def _fold(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        p = self.patch_size
+        if x.shape[-2] % p or x.shape[-1] % p:
+            raise ValueError(
+                f"picture size {tuple(x.shape[-2:])} must be a multiple of patch_size {p}"
+            )
+        return rearrange(x, "b c (h p) (w q) -> b (c p q) h w", p=p, q=p)
+
+    def _unfold(self, x: Float[Tensor, "B C2 H2 W2"]) -> Float[Tensor, "B C H W"]:
+        p = self.patch_size
+        return rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=p, q=p)
+
+
+class Stage(nn.Module):
+    """A residual block, and attention after it where the level has some."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, cond_dim: int, dropout: float,
+        attention: nn.Module | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.res_block = ResBlock(in_channels, out_channels, cond_dim, dropout)
+        self.attention = attention
+
+    def forward(
+        self, x: Float[Tensor, "B C H W"], cond: Float[Tensor, "B D"], text: TextStates
+    ) -> Float[Tensor, "B C2 H W"]:
+        x = self.res_block(x, cond)
+        return x if self.attention is None else self.attention(x, text)
+
+
+def _check_widths(channels: Sequence[int], attention_levels: Sequence[int], head_dim: int) -> None:
+    last = len(channels) - 1
+    if bad := [level for level in attention_levels if level not in range(len(channels))]:
+        raise ValueError(f"attention_levels must be in [0, {last}], got {bad[0]}")
+    for level in {*attention_levels, last}:
+        if channels[level] % head_dim:
+            raise ValueError(
+                f"channels with attention must be multiples of head_dim {head_dim}, "
+                f"got {channels[level]}"
+            )
+
+
+PLUGIN = UNet
