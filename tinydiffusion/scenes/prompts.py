@@ -19,9 +19,9 @@ def held_out_prompts(
     first n of more prompts are the same as n prompts.
 
     Raises:
-        ValueError: `n` is negative or there is no category.
+        ValueError: `n` is negative, or there is no category or an unknown one.
     """
-    if n < 0 or not categories:
+    if n < 0 or not categories or not set(categories) <= set(CATEGORIES):
         raise ValueError(
             f"n={n!r}, categories={categories!r}: n must be 0 or more and the categories some of "
             f"{', '.join(CATEGORIES)}"
