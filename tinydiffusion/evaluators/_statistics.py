@@ -1,0 +1,101 @@
+"""Moments, the Fréchet distance and confidence intervals: what several evaluators need."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Z_95 = 1.959963984540054
+"""97.5 % quantile of the standard normal distribution."""
+
+
+class Moments(NamedTuple):
+    """Count, sum and sum of outer products, all float64: two parts merge by adding them."""
+
+    n: Float[Tensor, ""]
+    total: Float[Tensor, "D"]
+    outer: Float[Tensor, "D D"]
+
+    @classmethod
+    def zeros(cls, dimensions: int) -> "Moments":
+        """Moments of no picture."""
+        one = torch.zeros((), dtype=torch.float64)
+        return cls(one, one.new_zeros(dimensions), one.new_zeros(dimensions, dimensions))
+
+    def add_(self, features: Float[Tensor, "N D"]) -> None:
+        """Take in N more feature vectors, in place."""
+        rows = features.detach().cpu().double()
+        self.n.add_(len(rows))
+        self.total.add_(rows.sum(dim=0))
+        self.outer.addmm_(rows.T, rows)
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Moments of both parts together."""
+        return Moments(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def mean(self) -> Float[Tensor, "D"]:
+        """Mean feature vector."""
+        return self.total / self.n
+
+    def covariance(self) -> Float[Tensor, "D D"]:
+        """Unbiased covariance (divided by n - 1)."""
+        return (self.outer - torch.outer(self.total, self.mean())) / (self.n - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared Fréchet (2-Wasserstein) distance of the two Normal distributions with these moments.
+
+    Dowson and Landau (1982); for pictures Heusel et al. (2017), eq. 6,
+    https://arxiv.org/abs/1706.08500:
+
+        |m_a - m_b|² + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
+
+    The trace of the root is taken in the symmetric form: with S_a = R Rᵀ, the eigenvalues of
+    S_a S_b are those of Rᵀ S_b R, which is symmetric and has no complex eigenvalues.
+
+    Raises:
+        ValueError: a set has fewer than two pictures, so that it has no covariance.
+    """
+    for moments in (a, b):
+        if moments.n < 2:
+            n = int(moments.n)
+            raise ValueError(f"a Fréchet distance needs at least 2 pictures per set, got {n}")
+    if a.n > b.n:  # the smaller set has the lower rank, and so the smaller problem
+        a, b = b, a
+    covariance_a, covariance_b = a.covariance(), b.covariance()
+    root = _square_root_factor(covariance_a)
+    # Rounding leaves eigenvalues slightly below 0 where the true ones are 0: they count as 0.
+    eigenvalues = torch.linalg.eigvalsh(root.T @ covariance_b @ root).clamp(min=0)
+    trace = covariance_a.trace() + covariance_b.trace() - 2 * eigenvalues.sqrt().sum()
+    distance = (a.mean() - b.mean()).square().sum() + trace  # eq. 6
+    # For the same reason two equal sets may come out near -1e-6; a squared distance is never < 0.
+    return max(0.0, distance.item())
+
+
+def _square_root_factor(covariance: Float[Tensor, "D D"]) -> Float[Tensor, "D K"]:
+    """R with R Rᵀ = covariance; K is the rank, so that few pictures make a small problem."""
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    floor = eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
+    kept = eigenvalues > floor
+    return vectors[:, kept] * eigenvalues[kept].sqrt()
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float] | None:
+    """95 % interval of a share, Wilson (1927), within [0, 1]; None for n = 0."""
+    if n == 0:
+        return None
+    share, z2 = successes / n, Z_95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # At 0 and 1 the bounds are exactly 0 and 1, which rounding must not spoil.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def mean_interval(values: Float[Tensor, "N"]) -> tuple[float, float] | None:
+    """95 % interval of the mean, from its standard error; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    half = Z_95 * values.std().item() / math.sqrt(len(values))
+    return values.mean().item() - half, values.mean().item() + half
