@@ -1,0 +1,1 @@
+"""Feature extractors shared by evaluators: uint8 pictures to float features."""

@@ -1,0 +1,108 @@
+"""Retrieval: is the nearest real picture the one that the prompt describes?"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tinydiffusion.evaluators._features.pixels import AreaAverage
+from tinydiffusion.evaluators._provenance import provenance
+from tinydiffusion.evaluators._statistics import wilson_interval
+from tinydiffusion.evaluators._table import Table
+from tinydiffusion.protocols import EvalBatch, EvaluatorState, Score
+
+RANKS = (1, 5)
+
+
+class Retrieval:
+    """Share of generated pictures whose prompt's own picture is among the k nearest references.
+
+    Pictures are averaged to size x size pixels and compared by Euclidean distance. A prompt's own
+    pictures are the reference pictures with exactly that caption, and those that cannot be told
+    from them because they are the same small picture (duplicates in the set). Another picture at
+    the same distance counts as nearer: a model that draws one grey picture gains nothing by ties.
+
+    Args:
+        size: Side of the grid that pictures are averaged to.
+    """
+
+    needs = ("generated", "reference")
+
+    def __init__(self, *, size: int = 16) -> None:
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        self.extractor = AreaAverage(size=size)
+        self.tables = {
+            source: Table(source, tensors=("features",), texts=("prompt",)) for source in self.needs
+        }
+
+    def update(self, batch: EvalBatch) -> None:
+        """Take in pictures of either source; a reference picture's prompt is its caption."""
+        features = self.extractor(batch["image"])
+        columns = {"features": features, "prompt": batch["prompt"]}
+        self.tables[batch["source"]].add(batch["id"], columns)
+
+    def state(self) -> EvaluatorState:
+        """Features and texts of both sources."""
+        return self.tables["generated"].state() | self.tables["reference"].state()
+
+    def load_state(self, state: EvaluatorState) -> None:
+        """Take over a (merged) state."""
+        for table in self.tables.values():
+            table.load_state(state)
+
+    def compute(self) -> list[Score]:
+        """Rows `retrieval@1` and `retrieval@5`; `details["chance"]` is what guessing reaches.
+
+        Raises:
+            ValueError: there are no pictures, or a prompt has no reference picture of its own.
+        """
+        generated, reference = self.tables["generated"], self.tables["reference"]
+        if not len(generated) or not len(reference):
+            raise ValueError(
+                f"retrieval needs generated and reference pictures, got {len(generated)} and "
+                f"{len(reference)}"
+            )
+        pictures = generated.tensor("features").double()
+        references = reference.tensor("features").double()
+        pairs = zip(pictures, self._own(), strict=True)
+        ahead = torch.tensor([_num_ahead(picture, references, own) for picture, own in pairs])
+        return [_score(ahead, k, len(reference)) for k in RANKS]
+
+    def provenance(self) -> dict[str, Any]:
+        """What makes the number comparable."""
+        return provenance(self.extractor.spec())
+
+    def _own(self) -> list[Bool[Tensor, "M"]]:
+        """For each prompt in id order, which reference pictures are its own."""
+        reference = self.tables["reference"]
+        _, picture = reference.tensor("features").unique(dim=0, return_inverse=True)
+        places: dict[str, list[int]] = {}
+        for place, caption in enumerate(reference.text("prompt")):
+            places.setdefault(caption, []).append(place)
+        prompts = self.tables["generated"].text("prompt")
+        for prompt in prompts:
+            if prompt not in places:
+                raise ValueError(
+                    f"no reference picture has the caption {prompt!r}; retrieval needs prompts "
+                    "that are captions of the reference set"
+                )
+        return [torch.isin(picture, picture[places[prompt]]) for prompt in prompts]
+
+
+def _num_ahead(
+    picture: Float[Tensor, "D"], references: Float[Tensor, "M D"], own: Bool[Tensor, "M"]
+) -> int:
+    """How many foreign reference pictures are at least as near as the nearest own one."""
+    distances = (references - picture).square().sum(dim=1)
+    return int((distances[~own] <= distances[own].min()).sum())
+
+
+def _score(ahead: Tensor, k: int, num_references: int) -> Score:
+    hits, n = int((ahead < k).sum()), len(ahead)
+    details = {"chance": min(1.0, k / num_references), "n_reference": num_references}
+    return Score(f"retrieval@{k}", hits / n, n, ci95=wilson_interval(hits, n), details=details)
+
+
+PLUGIN = Retrieval
