@@ -8,7 +8,7 @@ from tinydiffusion.diffusion.schedule import make_schedule
 from tinydiffusion.registry import load
 
 pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 SIGMA_DATA = 0.5
 DETERMINISTIC = [

@@ -8,7 +8,7 @@ from tinydiffusion.diffusion.schedule import make_schedule
 from tinydiffusion.registry import load
 
 diffusers = pytest.importorskip("diffusers")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 SHAPE = (3, 3, 4, 4)
 SCHEDULE = make_schedule("scaled_linear")
