@@ -1,0 +1,380 @@
+"""The trainer learns, resumes to the bit, survives bad numbers and keeps to its budget."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from training_toys import Autoencoder, FlippingPictures, assert_same_bits, learned, trainer
+
+from tinydiffusion.training.checkpoint import CheckpointError, NonFiniteError
+from tinydiffusion.training.precision import uses_bfloat16
+
+
+def rows(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+class StopAfter:
+    """A hook that sends this process a signal at a position."""
+
+    every = 4
+
+    def __init__(self, position, number=signal.SIGTERM):
+        self.position, self.number = position, number
+
+    def __call__(self, pictures_seen, run_dir, modules):
+        if pictures_seen == self.position:
+            os.kill(os.getpid(), self.number)
+        return {}
+
+
+class Recorder:
+    """A hook that notes what it saw and meddles with the global random state."""
+
+    def __init__(self, every=60):
+        self.every = every
+        self.seen = []
+
+    def __call__(self, pictures_seen, run_dir, modules):
+        torch.manual_seed(123)
+        torch.rand(7)
+        weight = modules.encode.weight
+        self.seen.append((pictures_seen, modules.training, torch.is_grad_enabled(), weight.clone()))
+        return {"hook/value": 1.5}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    run = trainer(tmp_path_factory.mktemp("unbroken"))
+    run.train()
+    return learned(run)
+
+
+def test_loss_falls_and_rows_say_so(tmp_path):
+    run = trainer(tmp_path, num_pictures=800)
+    result = run.train()
+    assert result.pictures_seen == 800
+    assert result.stopped_by is None
+    assert result.pictures_per_second > 0
+    logged = rows(tmp_path)
+    assert [row["pictures_seen"] for row in logged] == list(range(16, 801, 16))
+    assert logged[-1]["loss"] < 0.5 * logged[0]["loss"]
+    assert logged[-1]["mse"] == pytest.approx(logged[-1]["loss"])
+    assert logged[-1]["progress"] == 1
+    assert logged[0]["learning_rate"] == pytest.approx(1e-2)  # after 16 warm-up pictures
+
+
+@pytest.mark.parametrize("stops", [[4], [36, 40], [92, 100, 156]])
+def test_stopped_and_resumed_equals_unbroken(tmp_path, unbroken, stops):
+    for stop in stops:
+        run = trainer(tmp_path, hooks=[StopAfter(stop)])
+        if run.checkpoints.list():
+            run.resume()
+        assert run.train().stopped_by == "SIGTERM"
+        assert run.pictures_seen == stop
+    run = trainer(tmp_path)
+    seconds = run.checkpoints.load()[1].state["seconds"]
+    run.resume()
+    result = run.train()
+    assert_same_bits(learned(run), unbroken)
+    assert run.step == 40
+    assert result.seconds > seconds  # counters add up
+    positions = [row["pictures_seen"] for row in rows(tmp_path)]
+    assert positions == sorted(positions)
+
+
+def test_resume_from_an_older_checkpoint_equals_unbroken(tmp_path, unbroken):
+    trainer(tmp_path).train()
+    oldest = trainer(tmp_path).checkpoints.list()[0]
+    run = trainer(tmp_path)
+    assert run.resume(oldest) == 120
+    run.train()
+    assert_same_bits(learned(run), unbroken)
+    # the rows beyond picture 120 were cut before they were written again
+    assert [row["pictures_seen"] for row in rows(tmp_path)] == [*range(16, 113, 16), 128, 144, 160]
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[2])
+from training_toys import Autoencoder, trainer
+
+class Slow(Autoencoder):
+    def loss(self, batch, generator):
+        print("training", flush=True)
+        time.sleep(0.02)
+        return super().loss(batch, generator)
+
+torch.set_num_threads(1)
+run = trainer(Path(sys.argv[1]), objective=Slow())
+sys.exit({None: 0, "SIGTERM": 143}[run.train().stopped_by])
+"""
+
+
+def test_real_sigterm_in_a_real_process_loses_nothing(tmp_path, unbroken):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "training\n"
+    time.sleep(0.5 * random.random())
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    process.stdout.close()
+    run = trainer(tmp_path)
+    assert 0 < run.resume() < 160
+    run.train()
+    assert_same_bits(learned(run), unbroken)
+
+
+def test_hooks_see_the_average_in_eval_mode_and_change_nothing(tmp_path, unbroken):
+    hook = Recorder()
+    run = trainer(tmp_path, hooks=[hook])
+    before = torch.random.get_rng_state()
+    run.train()
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert_same_bits(learned(run), unbroken)
+    assert [seen[0] for seen in hook.seen] == [0, 60, 120, 160]
+    assert not any(training or grad for _, training, grad, _ in hook.seen)
+    assert torch.equal(hook.seen[-1][3], run.learner.ema.weights["encode.weight"])
+    assert run.learner.module.training
+    assert [r["pictures_seen"] for r in rows(tmp_path) if "hook/value" in r] == [0, 60, 120, 160]
+
+
+class StopInStep(Autoencoder):
+    """Gets a signal while it computes the loss of one step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.steps_left = step
+
+    def loss(self, batch, generator):
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().loss(batch, generator)
+
+
+def test_a_stop_finishes_the_step_and_leaves_the_due_hook_to_the_resumed_run(tmp_path, unbroken):
+    early, late = Recorder(), Recorder()
+    run = trainer(tmp_path, objective=StopInStep(15), hooks=[early])
+    assert run.train().stopped_by == "SIGINT"
+    assert [seen[0] for seen in early.seen] == [0]
+    run = trainer(tmp_path, hooks=[late])
+    assert run.resume() == 60
+    run.train()
+    assert [seen[0] for seen in late.seen] == [60, 120, 160]
+    assert_same_bits(learned(run), unbroken)
+
+
+def test_workers_and_batches_do_not_matter(tmp_path, unbroken):
+    run = trainer(tmp_path, workers=2)
+    run.train()
+    assert_same_bits(learned(run), unbroken)
+
+
+def test_two_half_batches_equal_one_batch(tmp_path):
+    whole, halves = (
+        trainer(
+            tmp_path / str(size),
+            objective=Autoencoder(noise=0, dropout=0),
+            batch_size=size,
+            accumulation=8 // size,
+        )
+        for size in (8, 4)
+    )
+    assert whole.train().pictures_seen == halves.train().pictures_seen == 160
+    assert whole.step == halves.step == 20
+    torch.testing.assert_close(
+        dict(whole.learner.parameters), dict(halves.learner.parameters), rtol=0, atol=1e-6
+    )
+
+
+class SometimesNan(Autoencoder):
+    """Loss and gradients are NaN in the steps named."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad, self.calls = bad, 0
+
+    def loss(self, batch, generator):
+        loss, scalars = super().loss(batch, generator)
+        self.calls += 1
+        return (loss * float("nan") if self.calls in self.bad else loss), scalars
+
+
+def test_a_nan_step_is_counted_and_leaves_no_trace(tmp_path):
+    run = trainer(tmp_path, objective=SometimesNan({3}), num_pictures=12, log_every=4)
+    run.train()
+    assert run.skipped_steps == 1
+    clean = trainer(tmp_path / "clean", objective=SometimesNan({3}), num_pictures=12)
+    clean.learner.step = _without_third_step(clean.learner.step)
+    clean.train()
+    for name, parameter in run.learner.parameters.items():
+        torch.testing.assert_close(parameter, clean.learner.parameters[name], rtol=0, atol=0)
+    assert "loss" not in rows(tmp_path)[-1]
+    assert rows(tmp_path)[-1]["skipped_steps"] == 1
+
+
+def _without_third_step(step):
+    def stepped(batches, pictures_seen, factor):
+        return step(batches, pictures_seen, factor) if pictures_seen != 8 else ([], torch.ones(()))
+
+    return stepped
+
+
+def test_ten_nan_steps_in_a_row_end_the_run_with_the_last_good_checkpoint(tmp_path):
+    run = trainer(tmp_path, objective=SometimesNan(set(range(13, 99))))
+    with pytest.raises(NonFiniteError, match=r"1\d steps in a row"):
+        run.train()
+    (_, checkpoint) = run.checkpoints.load()
+    assert checkpoint.state["pictures_seen"] == 80
+    assert all(torch.isfinite(t).all() for t in checkpoint.model.values())
+
+
+def test_nine_nan_steps_in_a_row_do_not(tmp_path):
+    run = trainer(tmp_path, objective=SometimesNan(set(range(13, 22))))
+    run.train()
+    assert run.skipped_steps == 9
+
+
+def test_non_finite_weights_are_refused_by_name(tmp_path):
+    class Breaks(Recorder):
+        def __call__(self, pictures_seen, run_dir, modules):
+            if pictures_seen == 60:
+                raise RuntimeError("hook broke")
+            return {}
+
+    run = trainer(tmp_path, hooks=[Breaks()])
+    with pytest.raises(RuntimeError, match="hook broke"):
+        run.train()
+    assert run.checkpoints.load()[1].state["pictures_seen"] == 60  # saved on the way out
+    with torch.no_grad():
+        run.learner.parameters["decode.bias"][1] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"model tensor 'decode\.bias'"):
+        run.checkpoints.save(run.learner.checkpoint({}), pictures_seen=61)
+
+
+def test_time_budget_ends_the_run_with_a_finished_decay(tmp_path):
+    run = trainer(tmp_path, num_pictures=10**9, max_seconds=0.5, log_every=4)
+    result = run.train()
+    assert 0.5 <= result.seconds < 2
+    assert rows(tmp_path)[-1]["learning_rate"] < 3e-3  # of 1e-2; the clock makes it inexact
+    again = trainer(tmp_path, num_pictures=10**9, max_seconds=0.5)
+    again.resume()
+    assert again.train().pictures_seen == result.pictures_seen  # the budget is spent
+
+
+def test_changed_settings_are_refused_by_name(tmp_path):
+    trainer(tmp_path, num_pictures=8).train()
+    run = trainer(tmp_path, identity={"model": {"channels": 16}, "data": "fingerprint"})
+    with pytest.raises(CheckpointError, match=r"model\.channels: 8 -> 16") as error:
+        run.resume()
+    assert "data" not in str(error.value)
+
+
+def test_another_model_is_refused_by_name(tmp_path):
+    trainer(tmp_path, num_pictures=8).train()
+    other = Autoencoder()
+    other.decode = nn.Conv2d(8, 3, 1)
+    with pytest.raises(CheckpointError, match=r"decode\.weight: \[3, 8, 3, 3\] -> \[3, 8, 1, 1\]"):
+        trainer(tmp_path, objective=other).resume()
+
+
+def test_a_second_run_does_not_overwrite_the_first(tmp_path):
+    trainer(tmp_path, num_pictures=8).train()
+    with pytest.raises(ValueError, match="already holds a run"):
+        trainer(tmp_path).train()
+
+
+def test_errors_of_the_data_reach_the_caller_and_what_was_learned_is_saved(tmp_path):
+    class Broken(FlippingPictures):
+        def augment(self, index, generator):
+            if index == 5:
+                raise OSError("cannot read picture 5")
+            return super().augment(index, generator)
+
+    run = trainer(tmp_path, dataset=Broken())
+    with pytest.raises(OSError, match="cannot read picture 5"):
+        run.train()
+    assert run.step == 0 or run.checkpoints.load()[1].state["step"] == run.step
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("num_pictures", 0, "num_pictures must be at least 1, got 0"),
+        ("learning_rate", 0.0, "learning_rate must be positive"),
+        ("decay_fraction", 1.5, r"decay_fraction must be in \[0, 1\]"),
+        ("max_seconds", -1.0, "max_seconds must be positive"),
+        ("gradient_clip", float("nan"), "gradient_clip must be positive"),
+        ("keep_checkpoints", 0, "must be at least 1"),
+        ("ema_power", 2.0, "power <= 1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(tmp_path, option, value, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **{option: value})
+
+
+def test_an_objective_without_parameters_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing to train"):
+        trainer(tmp_path, objective=Autoencoder().requires_grad_(False))
+
+
+def test_frozen_parameters_stay_and_are_not_saved(tmp_path):
+    objective = Autoencoder()
+    objective.encode.requires_grad_(False)
+    before = objective.encode.weight.clone()
+    run = trainer(tmp_path, objective=objective, num_pictures=8)
+    run.train()
+    assert torch.equal(objective.encode.weight, before)
+    assert set(run.checkpoints.load()[1].model) == {"decode.weight", "decode.bias"}
+
+
+def test_channels_last_weights_resume_exactly(tmp_path):
+    def run(folder, **options):
+        objective = Autoencoder().to(memory_format=torch.channels_last)
+        return trainer(tmp_path / folder, objective=objective, **options)
+
+    unbroken, stopped, resumed = run("a"), run("b", hooks=[StopAfter(52)]), run("b")
+    unbroken.train()
+    stopped.train()
+    resumed.resume()
+    resumed.train()
+    assert_same_bits(learned(resumed), learned(unbroken))
+
+
+def test_bfloat16_is_for_the_forward_pass_only(tmp_path):
+    dtypes = []
+
+    class Watching(Autoencoder):
+        def loss(self, batch, generator):
+            dtypes.append(self.encode(batch["image"].float()).dtype)
+            return super().loss(batch, generator)
+
+    run = trainer(tmp_path, objective=Watching(), precision="bfloat16", num_pictures=8)
+    run.train()
+    assert set(dtypes) == {torch.bfloat16}
+    assert all(t.dtype == torch.float32 for t in learned(run).values())
+
+
+def test_auto_precision_asks_the_processor(monkeypatch):
+    cpu = torch.device("cpu")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert not uses_bfloat16("auto", cpu)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert uses_bfloat16("auto", cpu)
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name)
+    assert not uses_bfloat16("auto", cpu)
+    assert not uses_bfloat16("auto", torch.device("meta"))

@@ -1,0 +1,89 @@
+"""A data set, an objective and a trainer small enough for tests; no diffusion."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tinydiffusion.training.data_order import Batches
+from tinydiffusion.training.trainer import Trainer
+
+
+class RandomPictures:
+    """Random pictures; the caption list names its picture."""
+
+    def __init__(self, length=10, size=4):
+        generator = torch.Generator().manual_seed(7)
+        shape = (length, 3, size, size)
+        self.images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        captions = [f"{index} a", f"{index} b", f"{index} c"]
+        return {"image": self.images[index], "caption": captions, "id": str(index)}
+
+
+class FlippingPictures(RandomPictures):
+    """The same, half of them turned around at every visit."""
+
+    def augment(self, index, generator):
+        example = self[index]
+        if torch.rand((), generator=generator) < 0.5:
+            example["image"] = example["image"].flip(-1)
+        return example
+
+
+class Autoencoder(nn.Module):
+    """Denoises pictures with two convolutions; uses both the generator and dropout."""
+
+    def __init__(self, noise=0.1, dropout=0.1):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.encode = nn.Conv2d(3, 8, 3, padding=1)
+            self.decode = nn.Conv2d(8, 3, 3, padding=1)
+        self.noise = noise
+        self.dropout = nn.Dropout(dropout)
+
+    def loss(self, batch, generator):
+        x = batch["image"].float() / 127.5 - 1
+        noisy = x + self.noise * torch.randn(x.shape, generator=generator)
+        y = self.decode(self.dropout(torch.relu(self.encode(noisy))))
+        loss = nn.functional.mse_loss(y, x)
+        return loss, {"mse": loss, "pictures": float(len(x))}
+
+
+def trainer(run_dir: Path, *, objective=None, dataset=None, batch_size=4, workers=0, **options):
+    """A trainer of 40 steps of 4 pictures, unless told otherwise."""
+    defaults = {
+        "num_pictures": 160,
+        "identity": {"model": {"channels": 8}, "data": "fingerprint"},
+        "learning_rate": 1e-2,
+        "warmup_pictures": 16,
+        "precision": "float32",
+        "checkpoint_every": 40,
+        "log_every": 16,
+    }
+    return Trainer(
+        Autoencoder() if objective is None else objective,
+        Batches(dataset or FlippingPictures(), batch_size, 3, num_workers=workers),
+        run_dir=run_dir,
+        **{**defaults, **options},
+    )
+
+
+def learned(trainer):
+    """Every tensor that a run has produced: weights, average, optimizer state."""
+    checkpoint = trainer.learner.checkpoint({})
+    parts = {"model": checkpoint.model, "ema": checkpoint.ema, "optimizer": checkpoint.optimizer}
+    return {f"{part}/{n}": t.clone() for part, tensors in parts.items() for n, t in tensors.items()}
+
+
+def assert_same_bits(left, right):
+    """Equal names and equal bits."""
+    assert left.keys() == right.keys()
+    assert left
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=0, atol=0, msg=name)

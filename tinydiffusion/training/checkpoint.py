@@ -1,0 +1,230 @@
+"""Checkpoints that survive a kill at any moment: complete and verified, or not there.
+
+    checkpoints/
+      .tmp-000003-pictures-12800/     being written
+      .trash-000001-pictures-4800/    being deleted
+      000002-pictures-9600/
+        model.safetensors  ema.safetensors  optimizer.safetensors  state.json
+        manifest.json                 last: size and sha256 of the others
+
+Nothing is ever pickled.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+FORMAT = 1
+FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
+NAME = re.compile(r"(\d{6,})-pictures-\d+")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or not of this run."""
+
+
+class NonFiniteError(ArithmeticError):
+    """Training has met NaN or infinity and cannot go on."""
+
+
+class Checkpoint(NamedTuple):
+    """All that a run needs to go on, in the order of its files."""
+
+    model: Mapping[str, Tensor]  # trained parameters by name
+    ema: Mapping[str, Tensor]  # their running average
+    optimizer: Mapping[str, Tensor]
+    state: Mapping[str, Any]  # counters and identity; JSON
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, numbered in the order of saving.
+
+    Args:
+        path: Where they lie; made on the first save.
+        keep: How many are kept, at least 1.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"the checkpoints to keep must be at least 1, got {keep}")
+        self.path = path
+        self.keep = keep
+
+    def list(self) -> list[Path]:
+        """Every finished checkpoint, oldest first, not verified."""
+        if not self.path.is_dir():
+            return []
+        found = [p for p in self.path.iterdir() if NAME.fullmatch(p.name)]
+        return sorted(found, key=_number)
+
+    def save(self, checkpoint: Checkpoint, *, pictures_seen: int) -> Path:
+        """The new checkpoint's folder, safe on disk; only then are the oldest ones deleted.
+
+        Raises:
+            NonFiniteError: a tensor holds NaN or infinity; names it. Nothing is written.
+        """
+        _refuse_non_finite(checkpoint)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        number = max((_number(p) for p in self.list()), default=0) + 1
+        name = f"{number:06d}-pictures-{pictures_seen}"
+        unfinished = self.path / f".tmp-{name}"
+        unfinished.mkdir()
+        _write_files(unfinished, checkpoint)
+        unfinished.rename(self.path / name)
+        _fsync_folder(self.path)
+        self._rotate()
+        return self.path / name
+
+    def load(self, path: Path | None = None) -> tuple[Path, Checkpoint]:
+        """The newest checkpoint that verifies, or exactly the one at `path`.
+
+        Damaged ones are named in a warning and passed over, but an explicit path has no stand-in.
+
+        Raises:
+            CheckpointError: no checkpoint, none undamaged, or the one at `path` is damaged.
+        """
+        if path is not None:
+            return path, load_checkpoint(path)
+        for candidate in reversed(self.list()):
+            try:
+                return candidate, load_checkpoint(candidate)
+            except CheckpointError as error:
+                warnings.warn(f"{error}; trying the one before", stacklevel=2)
+        raise CheckpointError(f"there is no usable checkpoint in {self.path}")
+
+    def _rotate(self) -> None:
+        for old in self.list()[: -self.keep]:
+            old.rename(self.path / f".trash-{old.name}")  # never half-deleted under its own name
+        self._sweep()
+
+    def _sweep(self) -> None:
+        for pattern in (".tmp-*", ".trash-*"):
+            for leftover in self.path.glob(pattern):
+                shutil.rmtree(leftover)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder, every file compared with the manifest's size and sha256.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of an unknown format; names it.
+    """
+    files = _read_manifest(path / "manifest.json")
+    data = {name: _read_verified(path / name, *files[name]) for name in FILES}
+    return Checkpoint(
+        model=safetensors.torch.load(data["model.safetensors"]),
+        ema=safetensors.torch.load(data["ema.safetensors"]),
+        optimizer=safetensors.torch.load(data["optimizer.safetensors"]),
+        state=json.loads(data["state.json"]),
+    )
+
+
+def difference(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """One line `section.key: old -> new` for every entry that differs, sorted by key."""
+    old, new = _flat(saved), _flat(present)
+    absent = "(absent)"
+    return [
+        f"{key}: {old.get(key, absent)!r} -> {new.get(key, absent)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent)
+    ]
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def _number(path: Path) -> int:
+    return int(path.name.split("-")[0])
+
+
+def _refuse_non_finite(checkpoint: Checkpoint) -> None:
+    for part in ("model", "ema", "optimizer"):
+        for name, tensor in getattr(checkpoint, part).items():
+            if not torch.isfinite(tensor).all():
+                raise NonFiniteError(
+                    f"{part} tensor {name!r} holds NaN or infinity; no checkpoint was written. "
+                    "Resume from the last one with a lower learning rate"
+                )
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+    files: dict[str, dict[str, Any]] = {}
+    for name, part in zip(FILES, checkpoint, strict=True):
+        data = _json_bytes(part) if name == "state.json" else _tensor_bytes(part)
+        _write(folder / name, data)
+        files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    _write(folder / "manifest.json", _json_bytes({"format": FORMAT, "files": files}))
+    _fsync_folder(folder)
+
+
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _fsync_folder(path: Path) -> None:
+    if os.name == "nt":  # Windows can neither open nor sync a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    text = _read(path)
+    try:
+        manifest = json.loads(text)
+        files = {name: (it["size"], it["sha256"]) for name, it in manifest["files"].items()}
+        written, complete = manifest["format"], files.keys() == set(FILES)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
+    if written != FORMAT:
+        raise CheckpointError(f"{path} is of format {written}, this version reads {FORMAT}")
+    if not complete:
+        raise CheckpointError(f"{path} is damaged: it lists {', '.join(files)}")
+    return files
+
+
+def _read_verified(path: Path, size: int, sha256: str) -> bytes:
+    data = _read(path)
+    if len(data) != size:
+        raise CheckpointError(f"{path} is damaged: {len(data)} bytes, the manifest says {size}")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CheckpointError(f"{path} is damaged: its sha256 is not the manifest's")
+    return data

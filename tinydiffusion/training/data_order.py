@@ -1,0 +1,172 @@
+"""Which pictures come when: a pure function of (seed, position), never of workers or history.
+
+The position is the number of pictures seen. A run that is resumed at a position goes on with the
+very pictures, captions and augmentations that it would have seen without the stop.
+"""
+
+import hashlib
+import itertools
+import signal
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from tinydiffusion.protocols import Augmented, Batch, Dataset, Example
+
+PREFETCHED = 2  # batches kept ready, per worker
+
+
+def seed_for(seed: int, purpose: str, position: int) -> int:
+    """A 63-bit seed that depends on all three and is the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator_for(seed: int, purpose: str, position: int) -> torch.Generator:
+    """A fresh CPU generator for one purpose ("noise", "caption" ...) at one position."""
+    return torch.Generator().manual_seed(seed_for(seed, purpose, position))
+
+
+@lru_cache(maxsize=4)
+def epoch_permutation(seed: int, epoch: int, length: int) -> Int[Tensor, "N"]:
+    """The order of one epoch: every index in [0, length) once. Shared by callers: do not write."""
+    return torch.randperm(length, generator=generator_for(seed, "order", epoch))
+
+
+class Batches:
+    """Batches cut from the endless concatenation of shuffled epochs.
+
+    Args:
+        dataset: Captioned pictures, all of one size. One that is `Augmented` is asked for its
+            augmented pictures.
+        batch_size: Pictures per batch. A batch may span two epochs.
+        seed: Of the order, the captions drawn and the augmentation.
+        num_workers: Processes that load ahead; 0 loads ahead in one background thread. Does not
+            change what is loaded.
+
+    Raises:
+        ValueError: `dataset` is empty, or a number is out of its range.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seed: int = 0, *, num_workers: int = 0
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("the data set is empty; there is nothing to train on")
+        if batch_size < 1 or num_workers < 0:
+            raise ValueError(
+                "batch_size must be at least 1 and num_workers at least 0, "
+                f"got {batch_size} and {num_workers}"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+
+    def batch_at(self, pictures_seen: int) -> Batch:
+        """The batch at positions `pictures_seen` ... `pictures_seen + batch_size - 1`.
+
+        Raises:
+            ValueError: pictures that are not uint8 or differ in size, or no caption; names the id.
+        """
+        positions = range(pictures_seen, pictures_seen + self.batch_size)
+        examples = [self._example_at(position) for position in positions]
+        _check_images(examples)
+        return Batch(
+            image=torch.stack([example["image"] for example in examples]),
+            caption=[self._caption(e, p) for e, p in zip(examples, positions, strict=True)],
+            id=[example["id"] for example in examples],
+        )
+
+    def starting_at(self, pictures_seen: int, *, pin_memory: bool = False) -> Generator[Batch]:
+        """The endless batches from a position on, loaded ahead.
+
+        An error of the data set is raised here, in the thread that asks for the batch. Close the
+        iterator (or drop it) to stop loading.
+
+        Args:
+            pictures_seen: Position of the first picture.
+            pin_memory: Put the pictures into page-locked memory, for a faster copy to a GPU.
+        """
+        if self.num_workers:
+            return self._from_workers(pictures_seen, pin_memory)
+        return self._from_thread(pictures_seen, pin_memory)
+
+    def _from_thread(self, pictures_seen: int, pin_memory: bool) -> Generator[Batch]:
+        def load(position: int) -> Batch:
+            batch = self.batch_at(position)
+            return {**batch, "image": batch["image"].pin_memory()} if pin_memory else batch
+
+        positions = itertools.count(pictures_seen, self.batch_size)
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        try:
+            ready = deque(pool.submit(load, next(positions)) for _ in range(PREFETCHED))
+            while True:
+                batch = ready.popleft().result()
+                ready.append(pool.submit(load, next(positions)))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _from_workers(self, pictures_seen: int, pin_memory: bool) -> Generator[Batch]:
+        loader = DataLoader(
+            _BatchAtPosition(self),
+            batch_size=None,
+            sampler=itertools.count(pictures_seen, self.batch_size),  # pyright: ignore[reportArgumentType]
+            num_workers=self.num_workers,
+            prefetch_factor=PREFETCHED,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_parent,
+            generator=torch.Generator(),  # the loader seeds its workers; not from our streams
+        )
+        yield from loader
+
+    def _example_at(self, position: int) -> Example:
+        length = len(self.dataset)
+        epoch, offset = divmod(position, length)
+        index = int(epoch_permutation(self.seed, epoch, length)[offset])
+        if isinstance(self.dataset, Augmented):
+            return self.dataset.augment(index, generator_for(self.seed, "augment", position))
+        return self.dataset[index]
+
+    def _caption(self, example: Example, position: int) -> str:
+        captions = example["caption"]
+        if isinstance(captions, str):
+            return captions
+        if not captions:
+            raise ValueError(f"picture {example['id']!r} has an empty list of captions")
+        generator = generator_for(self.seed, "caption", position)
+        return captions[int(torch.randint(len(captions), (), generator=generator))]
+
+
+class _BatchAtPosition(TorchDataset[Batch]):
+    """What a worker process runs: the position is the index."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.batches.batch_at(index)
+
+
+def _leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001
+    """Ctrl-C reaches every process of a terminal; the trainer alone answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _check_images(examples: list[Example]) -> None:
+    first = examples[0]["image"]
+    for example in examples:
+        image = example["image"]
+        if image.dtype != torch.uint8 or image.shape != first.shape:
+            raise ValueError(
+                f"picture {example['id']!r} is {image.dtype} of shape {tuple(image.shape)}; every "
+                f"picture must be torch.uint8 and of one shape, here {tuple(first.shape)}"
+            )
