@@ -1,5 +1,6 @@
 """The trainer learns, resumes to the bit, survives bad numbers and keeps to its budget."""
 
+import itertools
 import json
 import os
 import random
@@ -8,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from training_toys import Autoencoder, FlippingPictures, assert_same_bits, learned, trainer
 
+from tinydiffusion.training import clock
 from tinydiffusion.training.checkpoint import CheckpointError, NonFiniteError
 from tinydiffusion.training.precision import uses_bfloat16
 
@@ -65,7 +68,9 @@ def test_loss_falls_and_rows_say_so(tmp_path):
     assert result.stopped_by is None
     assert result.pictures_per_second > 0
     logged = rows(tmp_path)
-    assert [row["pictures_seen"] for row in logged] == list(range(16, 801, 16))
+    assert [row["pictures_seen"] for row in logged] == sorted(
+        {*range(16, 801, 16), *range(40, 801, 40)}
+    )
     assert logged[-1]["loss"] < 0.5 * logged[0]["loss"]
     assert logged[-1]["mse"] == pytest.approx(logged[-1]["loss"])
     assert logged[-1]["progress"] == 1
@@ -93,13 +98,15 @@ def test_stopped_and_resumed_equals_unbroken(tmp_path, unbroken, stops):
 
 def test_resume_from_an_older_checkpoint_equals_unbroken(tmp_path, unbroken):
     trainer(tmp_path).train()
-    oldest = trainer(tmp_path).checkpoints.list()[0]
+    first = [(row["pictures_seen"], row["loss"], row["learning_rate"]) for row in rows(tmp_path)]
     run = trainer(tmp_path)
-    assert run.resume(oldest) == 120
+    assert run.resume(run.checkpoints.list()[0]) == 120
     run.train()
     assert_same_bits(learned(run), unbroken)
     # the rows beyond picture 120 were cut before they were written again
-    assert [row["pictures_seen"] for row in rows(tmp_path)] == [*range(16, 113, 16), 128, 144, 160]
+    again = [(row["pictures_seen"], row["loss"], row["learning_rate"]) for row in rows(tmp_path)]
+    assert again == first
+    assert len(first) == 12
 
 
 SCRIPT = """
@@ -263,12 +270,17 @@ def test_non_finite_weights_are_refused_by_name(tmp_path):
         run.checkpoints.save(run.learner.checkpoint({}), pictures_seen=61)
 
 
-def test_time_budget_ends_the_run_with_a_finished_decay(tmp_path):
-    run = trainer(tmp_path, num_pictures=10**9, max_seconds=0.5, log_every=4)
+def test_time_budget_ends_the_run_with_a_finished_decay(tmp_path, monkeypatch):
+    ticks = itertools.count(step=0.001)  # every look at the clock takes a millisecond
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    options = {"num_pictures": 10**9, "max_seconds": 2.0, "log_every": 4, "checkpoint_every": 10**6}
+    run = trainer(tmp_path, **options)
     result = run.train()
-    assert 0.5 <= result.seconds < 2
-    assert rows(tmp_path)[-1]["learning_rate"] < 3e-3  # of 1e-2; the clock makes it inexact
-    again = trainer(tmp_path, num_pictures=10**9, max_seconds=0.5)
+    assert 2.0 <= result.seconds < 2.1
+    learning_rates = [row["learning_rate"] for row in rows(tmp_path)]
+    assert max(learning_rates) == 1e-2
+    assert learning_rates[-1] < 5e-4
+    again = trainer(tmp_path, **options)
     again.resume()
     assert again.train().pictures_seen == result.pictures_seen  # the budget is spent
 

@@ -64,7 +64,7 @@ class Trainer:
         checkpoint_every: Pictures between two checkpoints; the end of a run, for whatever reason
             but divergence, writes one too.
         keep_checkpoints: How many of the newest are kept.
-        log_every: Pictures between two log rows.
+        log_every: Pictures between two log rows; a checkpoint comes with one too.
 
     Raises:
         ValueError: an argument out of its range, or an objective with nothing to train.
@@ -143,8 +143,8 @@ class Trainer:
             skipped_steps=self.skipped_steps,
             continues=self._continues,
         )
-        self._continues = True
         with self._clock, torch.random.fork_rng(devices=cuda), StopRequest() as stop, self._log:
+            self._continues = True
             try:
                 self._run(stop)
             finally:  # whatever ends the run
@@ -189,11 +189,12 @@ class Trainer:
                 before = self.pictures_seen
                 with self._log.stepping:
                     self._step(batches)
-                if self._crossed(self.log_every, before):
+                save = self._crossed(self.checkpoint_every, before)
+                if save or self._crossed(self.log_every, before):
                     self._write_row()
                 if stop.received is None:
                     self._run_hooks()
-                if self._crossed(self.checkpoint_every, before):
+                if save:
                     self._save()
         self._write_row()
         if stop.received is None:
@@ -235,7 +236,9 @@ class Trainer:
             "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
         }
         if self.learner.device.type == "cuda":
-            counters["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            counters["peak_memory_gib"] = (
+                torch.cuda.max_memory_allocated(self.learner.device) / 2**30
+            )
         self._log.write_row(self.pictures_seen, counters)
         self.skipped_steps = self._log.skipped_steps
 
