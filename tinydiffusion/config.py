@@ -122,7 +122,7 @@ class Config:
     dataset: dict[str, Any] = field(default_factory=lambda: {"name": "scenes"})
     """Training pictures: plug-in `name` and its options."""
     validation: dict[str, Any] | None = None
-    """Held-out pictures, likewise; unnamed options are those of `dataset`. None = no validation."""
+    """Held-out pictures; what is not given is as in `dataset`. None = no validation."""
     text_encoder: dict[str, Any] = field(default_factory=lambda: {"name": "clip"})
     """Text encoder plug-in and its options."""
     network: dict[str, Any] = field(default_factory=lambda: {"name": "unet"})
@@ -137,7 +137,7 @@ class Config:
     """Of everything random."""
 
 
-PLUGIN_SECTIONS = ("dataset", "validation", "text_encoder", "network", "objective")
+PLUGIN_SECTIONS = ("dataset", "text_encoder", "network", "objective")
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -205,9 +205,8 @@ def _read(parse: Callable[[], Any]) -> Config:
     del values["config"]
     config = Config(**values)
     for section in PLUGIN_SECTIONS:
-        options = getattr(config, section)
-        if options is not None and not isinstance(options.get("name"), str):
-            raise ConfigError(f"{section} needs a name, got {options}")
+        if not isinstance(getattr(config, section).get("name"), str):
+            raise ConfigError(f"{section} needs a name, got {getattr(config, section)}")
     return config
 
 

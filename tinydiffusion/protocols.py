@@ -61,6 +61,15 @@ class Augmented(Protocol):
         ...
 
 
+@runtime_checkable
+class Selective(Protocol):
+    """A data set that may leave pictures out."""
+
+    def describe_skipped(self) -> str:
+        """How many were left out for which reason; empty where none was."""
+        ...
+
+
 # ---- text ------------------------------------------------------------------------------------
 
 
@@ -241,6 +250,11 @@ class Hook(Protocol):
 
     every: int  # pictures seen between two calls
 
-    def __call__(self, pictures_seen: int, run_dir: Path, modules: nn.Module) -> dict[str, float]:
-        """Scalars for the log; `modules` is the objective with its EMA weights swapped in."""
+    def __call__(
+        self, pictures_seen: int, run_dir: Path, modules: nn.Module
+    ) -> dict[str, float | str]:
+        """Scalars for the log, or the path of a file written; `modules` is the objective.
+
+        It has its EMA weights swapped in, is in eval mode and records no gradients.
+        """
         ...

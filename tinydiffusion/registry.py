@@ -86,7 +86,7 @@ def create(kind: str, name: str, **options: Any) -> Any:
 def check_options(
     kind: str, name: str, plugin: Callable[..., Any], options: Mapping[str, Any]
 ) -> None:
-    """Raise PluginError where `options` are not keyword arguments of the plug-in."""
+    """Raise PluginError where `options` are not keyword arguments of the plug-in, or one misses."""
     parameters = inspect.signature(plugin).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -98,6 +98,14 @@ def check_options(
                 f"{kind} {name!r} has no option {option!r}{suggest(option, allowed)}; "
                 f"its options are {listed}"
             )
+    needed = [n for n in allowed if parameters[n].default is inspect.Parameter.empty]
+    if missing := [n for n in needed if n not in options]:
+        raise PluginError(f"{kind} {name!r} needs the option {missing[0]!r}")
+
+
+def takes(plugin: Callable[..., Any], option: str) -> bool:
+    """Whether the plug-in declares this keyword argument."""
+    return option in inspect.signature(plugin).parameters
 
 
 def suggest(word: str, known: list[str]) -> str:

@@ -101,6 +101,10 @@ class PackedDataset:
             example["image"] = example["image"].flip(-1)
         return example
 
+    def describe_skipped(self) -> str:
+        """How many pictures were left out for which reason; empty where none was."""
+        return describe(self.skipped)
+
     def _fill(self, pictures: Iterable[Found | Skipped], limit: int | None) -> bytearray:
         buffer = bytearray()  # grows in place: the pixels are never held twice
         for picture in pictures:

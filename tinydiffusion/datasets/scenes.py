@@ -20,7 +20,7 @@ class ScenesDataset:
         num_scenes: how many examples there are.
         seed: another seed, another set of scenes.
         split: "train", or "held_out" for the fifth of the combinations that train never shows.
-        categories: of "one_object", "two_objects" and "counting"; each is equally frequent.
+        categories: of "one_object", "two_objects" and "counting"; they take turns.
 
     Raises:
         ValueError: an option outside of these.
@@ -63,7 +63,7 @@ class ScenesDataset:
         if not 0 <= index < self.num_scenes:
             raise IndexError(f"index {index} is not in [0, {self.num_scenes})")
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
-        category = self.categories[rng.integers(len(self.categories))]
+        category = self.categories[index % len(self.categories)]
         return sample_scene(rng, category, self.split)
 
 

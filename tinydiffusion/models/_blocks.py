@@ -61,14 +61,25 @@ class PositionEmbedding(nn.Module):
         return rearrange(self.project(features), "h w c -> 1 c h w")
 
 
-class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation of each pixel's channels.
+class PictureNorm(nn.Module):
+    """Normalisation over all channels and pixels of a picture, then a scale and shift a channel.
 
-    On CPUs several times faster than group normalisation, and each pixel keeps to itself.
+    Group normalisation (Wu & He 2018) with one group. Written as layer normalisation of channels
+    that lie last in memory, it is several times faster on CPUs; and unlike layer normalisation
+    pixel by pixel it keeps how strong the noise of a pixel is against its neighbours.
     """
 
+    def __init__(self, channels: int, *, affine: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, x.shape[1:])
+        if self.weight is not None and self.bias is not None:
+            x = torch.addcmul(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
+        return x.permute(0, 3, 1, 2)
 
 
 class ResBlock(nn.Module):
@@ -80,10 +91,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, cond_dim: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = ChannelNorm(in_channels)
+        self.norm1 = PictureNorm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.modulation = nn.Linear(cond_dim, 2 * out_channels)
-        self.norm2 = ChannelNorm(out_channels, elementwise_affine=False)
+        self.norm2 = PictureNorm(out_channels, affine=False)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         same = in_channels == out_channels

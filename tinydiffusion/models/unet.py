@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tinydiffusion.models._blocks import (
     AttentionBlock,
-    ChannelNorm,
     Downsample,
+    PictureNorm,
     ResBlock,
     TimestepEmbedding,
     Upsample,
@@ -96,7 +96,7 @@ class UNet(nn.Module):
                 width = out
             if level > 0:
                 self.up.append(Upsample(width, width))
-        self.norm_out = ChannelNorm(width)
+        self.norm_out = PictureNorm(width)
         self.conv_out = zero_init(nn.Conv2d(width, in_channels * patch_size**2, 3, padding=1))
         self.to(memory_format=torch.channels_last)  # 2-3x faster convolutions on CPUs
 

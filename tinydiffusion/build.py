@@ -1,0 +1,137 @@
+"""From the config to components: the only file that knows both."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tinydiffusion import registry
+from tinydiffusion.config import Config, ConfigError, plugin
+from tinydiffusion.diffusion.denoiser import Denoiser
+from tinydiffusion.diffusion.schedule import Schedule, make_schedule
+from tinydiffusion.protocols import Dataset, Evaluator, Example, TextEncoder
+
+SURVEYED = 10_000
+"""Examples of a data set that `survey` looks at."""
+
+
+def build_dataset(section: dict[str, Any]) -> Dataset:
+    """The data set that a `dataset` or `validation` section asks for."""
+    name, options = plugin(section)
+    return registry.create("dataset", name, **options)
+
+
+def build_validation(config: Config) -> Dataset | None:
+    """The validation set, its options those of the training set where it names no others."""
+    if config.validation is None:
+        return None
+    same_plugin = config.validation.get("name", config.dataset["name"]) == config.dataset["name"]
+    inherited = config.dataset if same_plugin else {}
+    return build_dataset({**inherited, **config.validation})
+
+
+def captions_of(example: Example) -> list[str]:
+    """Every caption of an example."""
+    caption = example["caption"]
+    return [caption] if isinstance(caption, str) else list(caption)
+
+
+def survey(dataset: Dataset) -> tuple[list[str], str]:
+    """Captions and fingerprint of at most SURVEYED examples, evenly spread over the set.
+
+    Returns:
+        The captions that a text encoder learns its vocabulary from, and a SHA-256 of ids, captions
+        and pixels, by which a resumed run notices that its data changed.
+    """
+    captions: list[str] = []
+    digest = hashlib.sha256(str(len(dataset)).encode())
+    for i in range(0, len(dataset), -(-len(dataset) // SURVEYED)):
+        example = dataset[i]
+        captions += captions_of(example)
+        digest.update("\0".join([example["id"], *captions_of(example)]).encode())
+        digest.update(example["image"].contiguous().numpy())
+    return captions, digest.hexdigest()
+
+
+def build_text_encoder(section: dict[str, Any], captions: Sequence[str]) -> TextEncoder:
+    """A new text encoder; one that learns its vocabulary learns it from the captions."""
+    name, options = plugin(section)
+    loaded = registry.load("text_encoder", name)
+    registry.check_options("text_encoder", name, loaded.from_captions, options)
+    return loaded.from_captions(captions, **options)
+
+
+def build_network(section: dict[str, Any], text_encoder: TextEncoder, channels: int) -> nn.Module:
+    """A new network that fits the text encoder and the pictures."""
+    name, options = plugin(section)
+    return registry.create(
+        "network",
+        name,
+        text_dim=text_encoder.hidden_size,
+        pooled_dim=text_encoder.pooled_size,
+        in_channels=channels,
+        **options,
+    )
+
+
+def build_schedule(config: Config) -> Schedule:
+    """The noise levels."""
+    diffusion = config.diffusion
+    return make_schedule(
+        diffusion.schedule,
+        num_train_timesteps=diffusion.num_train_timesteps,
+        zero_terminal_snr=diffusion.zero_terminal_snr,
+        shift=diffusion.shift,
+    )
+
+
+def build_objective(config: Config, captions: Sequence[str], channels: int = 3) -> Any:
+    """The objective with new components, on the CPU; the same ones for the same seed.
+
+    Args:
+        config: The run.
+        captions: Of the training set, see `survey`.
+        channels: Colour channels of the pictures.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        text_encoder = build_text_encoder(config.text_encoder, captions)
+        network = build_network(config.network, text_encoder, channels)
+    denoiser = Denoiser(
+        network, build_schedule(config), prediction_type=config.diffusion.prediction_type
+    )
+    name, options = plugin(config.objective)
+    return registry.create(
+        "objective", name, denoiser=denoiser, text_encoder=text_encoder, **options
+    )
+
+
+def build_evaluators(
+    metrics: Sequence[str], options: dict[str, dict[str, Any]]
+) -> dict[str, Evaluator]:
+    """The named evaluators with their options.
+
+    Raises:
+        ConfigError: options for a metric that is not among `metrics`.
+    """
+    if unused := [name for name in options if name not in metrics]:
+        raise ConfigError(f"options for {unused[0]!r}, which is not among the metrics {metrics}")
+    return {m: registry.create("evaluator", m, **options.get(m, {})) for m in metrics}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first of cuda, mps and cpu that is there.
+
+    Raises:
+        ConfigError: torch knows no such device, or the machine has none.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"training.device {name!r} is not available: {reason}") from error

@@ -1,0 +1,281 @@
+"""The command line: reads arguments, answers `--help` without importing torch, reports mistakes."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinydiffusion import config, registry
+
+USER_MISTAKE, NON_FINITE = 2, 4
+"""Exit codes; a run stopped by SIGINT ends with 130, by SIGTERM with 143."""
+
+
+class UsageError(ValueError):
+    """Arguments that the command does not take."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of a command line such as `["train", "--resume"]`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except ValueError as error:  # what the user did; anything else is our mistake and shows
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return USER_MISTAKE
+    except ArithmeticError as error:  # NaN or infinity; named without importing torch
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return NON_FINITE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _Parser(prog="tinydiffusion", description="Text-to-image diffusion from scratch.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for name, (help_line, add_arguments, _) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=help_line, description=help_line, epilog=EPILOGS[name](),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.add_argument("--debug", action="store_true", help="Show tracebacks.")
+        add_arguments(command)
+        if arguments[:1] == [name]:
+            known, rest = command.parse_known_args(arguments[1:])
+            return COMMANDS[name][2](known, rest)
+    parser.parse_args(arguments)
+    parser.print_help()
+    return 0
+
+
+# ---- train -----------------------------------------------------------------------------------
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", default="configs/quickstart.yaml", metavar="FILE",
+        help="YAML file; default %(default)s.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR",
+        help="Folder of the run; default runs/<name of the config file>.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="Go on from the newest checkpoint where there is one, start otherwise.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="Print the settings, parameters and expected time; train nothing.",
+    )  # fmt: skip
+
+
+def _train(known: argparse.Namespace, overrides: list[str]) -> int:
+    settings = config.load(known.config, overrides)
+    from tinydiffusion.commands.train import train
+
+    run_dir = known.run_dir or Path("runs") / Path(known.config).stem
+    return train(settings, run_dir, resume=known.resume, dry_run=known.dry_run)
+
+
+# ---- sample ----------------------------------------------------------------------------------
+
+
+def _sample_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", type=Path, help="A model folder, such as runs/quickstart/model.")
+    add("prompt", nargs="*", help="One or more prompts.")
+    add("--prompts", type=Path, metavar="FILE", help="A text file with one prompt a line.")
+    add("--num-images", type=int, default=1, metavar="N", help="Pictures per prompt; default 1.")
+    add("--negative-prompt", default="", metavar="TEXT", help="What guidance moves away from.")
+    add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
+    add("--batch-size", type=int, default=32, metavar="N", help="Default 32; changes no picture.")
+    add("--out", type=Path, default=Path("samples"), metavar="DIR", help="Default samples/.")
+    add("--grid", type=Path, metavar="FILE", help="Write all pictures as one PNG too.")
+    _sampling_arguments(parser)
+
+
+def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    samplers = ", ".join(registry.names("sampler"))
+    add("--sampler", metavar="NAME", help=f"One of {samplers}; default: the model's.")
+    add("--steps", type=int, metavar="N", help="Sampling steps; default: the model's.")
+    add("--spacing", metavar="NAME", help="trailing, leading, linspace or karras noise levels.")
+    add("--guidance-scale", type=float, metavar="X", help="1 = off; default: the model's.")
+    add("--guidance-rescale", type=float, metavar="X", help="In [0, 1]; default: the model's.")
+    add("--device", default="auto", help="auto, cpu, cuda, mps.")
+    add(
+        "--precision", default="auto", choices=["auto", "float32", "bfloat16"],
+        help="Of the arithmetic.",
+    )  # fmt: skip
+
+
+def _sample(known: argparse.Namespace, rest: list[str]) -> int:
+    options = _dotted(rest)
+    if wrong := [name for name in options if name != "sampler"]:
+        raise UsageError(f"unknown arguments for {wrong[0]!r}; sampler options are --sampler.NAME")
+    from tinydiffusion.commands.sample import sample
+
+    return sample(
+        known.model,
+        _prompts(known),
+        num_images=known.num_images,
+        negative_prompt=known.negative_prompt,
+        seed=known.seed,
+        batch_size=known.batch_size,
+        out=known.out,
+        grid=known.grid,
+        overrides=_sampling_overrides(known),
+        sampler_options=options.get("sampler", {}),
+        device=known.device,
+        precision=known.precision,
+    )
+
+
+def _prompts(known: argparse.Namespace) -> list[str]:
+    prompts = list(known.prompt)
+    if known.prompts is not None:
+        if not known.prompts.is_file():
+            raise UsageError(f"--prompts {known.prompts}: there is no such file")
+        lines = known.prompts.read_text(encoding="utf-8-sig").splitlines()
+        prompts += [line for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError("no prompt; give one or more after the model, or --prompts FILE")
+    if known.num_images < 1:
+        raise UsageError(f"--num-images must be at least 1, got {known.num_images}")
+    return prompts
+
+
+def _sampling_overrides(known: argparse.Namespace) -> dict[str, Any]:
+    fields = [field.name for field in dataclasses.fields(config.SamplingConfig)]
+    values = {name: getattr(known, name, None) for name in fields}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# ---- evaluate --------------------------------------------------------------------------------
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    metrics = ", ".join(registry.names("evaluator"))
+    add("target", type=Path, help="A model folder, or a folder of samples with metadata.jsonl.")
+    add(
+        "--metrics", nargs="+", required=True, metavar="NAME",
+        help=f"Of {metrics}; options as --NAME.OPTION VALUE.",
+    )  # fmt: skip
+    add(
+        "--data", metavar="PATH",
+        help="Reference: a folder of captioned pictures, or `validation` or `train` of the model's "
+        "config; default validation. A model's prompts are its captions.",
+    )  # fmt: skip
+    add("--num-images", type=int, default=512, metavar="N", help="Pictures to judge; default 512.")
+    add("--out", type=Path, metavar="FILE.json", help="Write the report; default: print only.")
+    add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
+    add("--batch-size", type=int, default=64, metavar="N", help="Default 64; changes no picture.")
+    _sampling_arguments(parser)
+
+
+def _evaluate(known: argparse.Namespace, rest: list[str]) -> int:
+    options = _dotted(rest)
+    metrics = [name for part in known.metrics for name in part.split(",") if name]
+    from tinydiffusion.commands.evaluate import evaluate
+
+    return evaluate(
+        known.target,
+        metrics,
+        options,
+        data=known.data,
+        num_images=known.num_images,
+        out=known.out,
+        seed=known.seed,
+        batch_size=known.batch_size,
+        overrides=_sampling_overrides(known),
+        device=known.device,
+        precision=known.precision,
+    )
+
+
+# ---- sanity, plugins -------------------------------------------------------------------------
+
+
+def _sanity_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", default="configs/quickstart.yaml", metavar="FILE",
+        help="The run to check; default %(default)s.",
+    )  # fmt: skip
+
+
+def _sanity(known: argparse.Namespace, overrides: list[str]) -> int:
+    settings = config.load(known.config, overrides)
+    from tinydiffusion.commands.sanity import sanity
+
+    return sanity(settings)
+
+
+def _plugins_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", nargs="?", choices=list(registry.KINDS), help="One kind only.")
+
+
+def _plugins(known: argparse.Namespace, rest: list[str]) -> int:
+    if rest:
+        raise UsageError(f"unknown argument {rest[0]!r}")
+    for kind in [known.kind] if known.kind else registry.KINDS:
+        others = registry.installed(kind)
+        for name in registry.names(kind):
+            origin = others[name].value if name in others else "built-in"
+            print(f"{kind:13} {name:15} {origin}")  # noqa: T201
+    return 0
+
+
+def _dotted(arguments: list[str]) -> dict[str, dict[str, Any]]:
+    """`["--fid.weights", "f.pth"]` as `{"fid": {"weights": "f.pth"}}`, values read as YAML.
+
+    Raises:
+        UsageError: an argument that is not of this form.
+    """
+    import yaml
+
+    options: dict[str, dict[str, Any]] = {}
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    for flag, value in zip(words[::2], [*words[1::2], None], strict=False):
+        group, dot, option = flag.removeprefix("--").partition(".")
+        if not (flag.startswith("--") and dot) or value is None:
+            raise UsageError(f"unknown argument {flag!r}, or a value is missing")
+        options.setdefault(group, {})[option.replace("-", "_")] = yaml.safe_load(value)
+    return options
+
+
+def _train_epilog() -> str:
+    return (
+        "Any key of the config is a flag too, such as --training.batch_size 32 or\n"
+        "--dataset.name folder --dataset.path my/pictures:\n\n" + config.help_text()
+    )
+
+
+Command = tuple[
+    str,
+    Callable[[argparse.ArgumentParser], None],
+    Callable[[argparse.Namespace, list[str]], int],
+]
+COMMANDS: dict[str, Command] = {
+    "train": ("Train a text-to-image model.", _train_arguments, _train),
+    "sample": ("Make pictures from prompts.", _sample_arguments, _sample),
+    "evaluate": ("Measure a model or a folder of samples.", _evaluate_arguments, _evaluate),
+    "sanity": ("Check in minutes that a setup can learn at all.", _sanity_arguments, _sanity),
+    "plugins": ("List the plug-ins and where they come from.", _plugins_arguments, _plugins),
+}
+EPILOGS: dict[str, Callable[[], str]] = {name: str for name in COMMANDS} | {"train": _train_epilog}
+
+if __name__ == "__main__":
+    sys.exit(main())

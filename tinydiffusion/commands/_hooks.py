@@ -1,0 +1,76 @@
+"""What happens between training steps: validation loss and sample grids."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tinydiffusion.build import captions_of
+from tinydiffusion.commands._pictures import save_grid
+from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.protocols import Batch, Dataset, Objective
+from tinydiffusion.training.data_order import generator_for
+
+GRID_COLUMNS = 8
+
+
+class SampleGrid:
+    """The same prompts and seeds every time, so that grids can be compared over the run."""
+
+    def __init__(
+        self, pipeline: TextToImage, prompts: Sequence[str], *, every: int, seed: int
+    ) -> None:
+        self.pipeline = pipeline
+        self.prompts = list(prompts)
+        self.every = every
+        self.seed = seed
+
+    def __call__(
+        self, pictures_seen: int, run_dir: Path, modules: nn.Module
+    ) -> dict[str, float | str]:
+        """Writes `samples/<pictures seen>.png` and reports its path."""
+        file = run_dir / "samples" / f"{pictures_seen:08d}.png"
+        images = self.pipeline.generate(self.prompts, seed=self.seed)
+        save_grid(file, images, self.prompts, GRID_COLUMNS, self.seed)
+        return {"grid": str(file)}
+
+
+class ValidationLoss:
+    """The loss on held-out pictures with the same noise every time."""
+
+    def __init__(
+        self, objective: Objective, dataset: Dataset, *, every: int, device: torch.device,
+        bfloat16: bool, num_pictures: int = 256, batch_size: int = 64,
+    ) -> None:  # fmt: skip
+        self.objective = objective
+        self.every = every
+        self.device = device
+        self.bfloat16 = bfloat16
+        total = min(num_pictures, len(dataset))
+        self.batches = [
+            _batch(dataset, range(first, min(first + batch_size, total)))
+            for first in range(0, total, batch_size)
+        ]
+
+    def __call__(
+        self, pictures_seen: int, run_dir: Path, modules: nn.Module
+    ) -> dict[str, float | str]:
+        """The mean over the pictures."""
+        total = 0.0
+        for number, batch in enumerate(self.batches):
+            image = batch["image"].to(self.device)
+            generator = generator_for(0, "validation", number)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                loss, _ = self.objective.loss({**batch, "image": image}, generator)
+            total += loss.item() * len(image)
+        return {"validation_loss": total / sum(len(b["id"]) for b in self.batches)}
+
+
+def _batch(dataset: Dataset, places: range) -> Batch:
+    examples = [dataset[i] for i in places]
+    return {
+        "image": torch.stack([example["image"] for example in examples]),
+        "caption": [captions_of(example)[0] for example in examples],
+        "id": [example["id"] for example in examples],
+    }

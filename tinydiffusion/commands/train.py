@@ -1,0 +1,239 @@
+"""`tinydiffusion train`: data in, model folder and report out."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from torch import nn
+
+from tinydiffusion import config as config_file
+from tinydiffusion.build import (
+    build_dataset,
+    build_evaluators,
+    build_objective,
+    build_validation,
+    pick_device,
+    survey,
+)
+from tinydiffusion.commands._evaluation import (
+    evaluate_pipeline,
+    evaluation_prompts,
+    print_table,
+    report_row,
+    write_report,
+)
+from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
+from tinydiffusion.commands._pictures import save_labelled_grid
+from tinydiffusion.config import Config, ConfigError
+from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.protocols import Dataset, Score, Selective
+from tinydiffusion.training.console import console_tracker
+from tinydiffusion.training.data_order import Batches
+from tinydiffusion.training.trackers import TensorBoardTracker
+from tinydiffusion.training.trainer import Trainer, TrainResult
+
+EXIT_CODES = {None: 0, "SIGINT": 130, "SIGTERM": 143}
+MAY_CHANGE = (
+    "device", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard"
+)  # fmt: skip
+"""Training settings that do not decide what is learned: a resumed run may change them."""
+
+console = Console(stderr=True, highlight=False)
+
+
+def train(config: Config, run_dir: Path, *, resume: bool, dry_run: bool) -> int:
+    """The exit code: 0 at the end of the run, 128 + the signal's number where one stopped it."""
+    started = time.monotonic()
+    run = _Run(config, run_dir)
+    run.describe()
+    if dry_run:
+        run.estimate()
+        return 0
+    if resume and run.trainer.checkpoints.list():
+        console.print(f"resuming from picture {run.trainer.resume()}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    config_file.save(config, run_dir / "config.yaml")
+    result = run.trainer.train()
+    if result.stopped_by is not None:
+        console.print(f"stopped by {result.stopped_by}; go on with the same command and --resume")
+        return EXIT_CODES[result.stopped_by]
+    run.finish(result, started)
+    return 0
+
+
+class _Run:
+    """The components of one run, built and checked before anything is computed."""
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self.config, self.run_dir = config, run_dir
+        self.device = pick_device(config.training.device)
+        self.evaluators = build_evaluators(config.evaluation.metrics, config.evaluation.options)
+        self.dataset = build_dataset(config.dataset)
+        self.validation = build_validation(config)
+        self.captions, data_fingerprint = survey(self.dataset)
+        image = self.dataset[0]["image"]
+        self.objective: Any = build_objective(config, self.captions, len(image)).to(self.device)
+        self.pipeline = TextToImage(
+            self.objective.denoiser.network,
+            self.objective.text_encoder,
+            config,
+            image.shape,
+            precision=config.training.precision,
+        )
+        self.trainer = self._trainer(data_fingerprint)
+
+    @property
+    def reference(self) -> Dataset:
+        """The set whose captions are the evaluation's prompts."""
+        if self.config.evaluation.reference == "train":
+            return self.dataset
+        if self.validation is None:
+            raise ConfigError("evaluation.reference is 'validation', but there is no validation")
+        return self.validation
+
+    def describe(self) -> None:
+        """Print the settings, the data and the size of the model."""
+        console.print(yaml.safe_dump(config_file.to_dict(self.config), sort_keys=False).rstrip())
+        for name, dataset in (("training", self.dataset), ("validation", self.validation)):
+            if dataset is None:
+                continue
+            console.print(f"{name} set: {len(dataset)} pictures of {_size(dataset)}")
+            if isinstance(dataset, Selective) and (skipped := dataset.describe_skipped()):
+                console.print(f"  skipped: {skipped}", markup=False)
+        encoder = self.objective.text_encoder
+        if cut := encoder.tokenize(self.captions).num_truncated:
+            limit = encoder.max_length
+            console.print(f"{cut} of {len(self.captions)} captions are cut to {limit} tokens")
+        precision = "bfloat16" if self.trainer.learner.bfloat16 else "float32"
+        console.print(
+            f"network {_count(self.objective.denoiser.network)}, text encoder {_count(encoder)}; "
+            f"{precision} on {self.device}"
+        )
+
+    def estimate(self) -> None:
+        """Print the expected time, from three steps that are thrown away."""
+        training = self.config.training
+        learner = self.trainer.learner
+        batches = self.trainer.batches.starting_at(0)
+        steps = [[next(batches) for _ in range(training.accumulation)] for _ in range(3)]
+        batches.close()
+        learner.step(steps[0], 0, 0.0)  # the first one also warms up
+        start = time.perf_counter()
+        for micro_batches in steps[1:]:
+            learner.step(micro_batches, 0, 0.0)
+        speed = 2 * training.batch_size / (time.perf_counter() - start)
+        minutes = training.num_pictures / speed / 60
+        console.print(f"{speed:.0f} pictures/s: {minutes:.1f} minutes of training")
+        if training.max_minutes is not None and minutes > training.max_minutes:
+            seen = int(speed * training.max_minutes * 60)
+            console.print(
+                f"max_minutes {training.max_minutes:g} ends the run after about {seen} of "
+                f"{training.num_pictures} pictures"
+            )
+
+    def finish(self, result: TrainResult, started: float) -> None:
+        """Save the model with its average weights, make the last grid, evaluate and report."""
+        prompts = evaluation_prompts(self.reference, 32)
+        with self.trainer.learner.averaged():
+            self.pipeline.save_pretrained(self.run_dir / "model")
+            self._save_grid(list(self.config.sampling.prompts) or prompts)
+            rows = evaluate_pipeline(
+                self.pipeline,
+                self.evaluators,
+                self.reference,
+                num_images=self.config.evaluation.num_images,
+            )
+        speed = Score("pictures_per_second", result.pictures_per_second, result.pictures_seen)
+        rows.append(report_row(speed, "trainer", {"device": str(self.device)}))
+        context = {
+            "run": str(self.run_dir),
+            "config": config_file.to_dict(self.config),
+            "pictures_seen": result.pictures_seen,
+            "training_seconds": result.seconds,
+            "total_seconds": time.monotonic() - started,
+        }
+        write_report(self.run_dir / "report.json", rows, context)
+        print_table(rows, f"{self.run_dir}/report.json")
+        console.print(f"grid: {self.run_dir / 'grid.png'}\nmodel: {self.run_dir / 'model'}")
+        console.print(f'next: python sample.py {self.run_dir / "model"} "{prompts[0]}"')
+
+    def _save_grid(self, prompts: list[str]) -> None:
+        images = self.pipeline.generate(prompts, seed=self.config.seed)
+        save_labelled_grid(self.run_dir / "grid.png", images, prompts)
+
+    def _trainer(self, data_fingerprint: str) -> Trainer:
+        training = self.config.training
+        batches = Batches(
+            self.dataset,
+            _micro_batch_size(training.batch_size, training.accumulation),
+            self.config.seed,
+            num_workers=training.num_workers,
+        )
+        seconds = None if training.max_minutes is None else 60 * training.max_minutes
+        trackers = [console_tracker(training.num_pictures, seconds)]
+        if training.tensorboard:
+            trackers.append(TensorBoardTracker())
+        shared = (
+            "num_pictures", "learning_rate", "betas", "weight_decay", "warmup_pictures",
+            "decay_fraction", "gradient_clip", "accumulation", "ema_max_decay", "ema_power",
+            "precision", "checkpoint_every", "keep_checkpoints", "log_every",
+        )  # fmt: skip
+        return Trainer(
+            self.objective,
+            batches,
+            run_dir=self.run_dir,
+            identity=_identity(self.config, data_fingerprint),
+            max_seconds=seconds,
+            seed=self.config.seed,
+            hooks=self._hooks(),
+            trackers=trackers,
+            **{name: getattr(training, name) for name in shared},
+        )
+
+    def _hooks(self) -> list[Any]:
+        sampling = self.config.sampling
+        shown = self.dataset if self.validation is None else self.validation
+        prompts = sampling.prompts or evaluation_prompts(shown, sampling.num_prompts)
+        hooks: list[Any] = [
+            SampleGrid(self.pipeline, prompts, every=sampling.every, seed=self.config.seed)
+        ]
+        if self.validation is not None:
+            validation = ValidationLoss(
+                self.objective,
+                self.validation,
+                every=sampling.every,
+                device=self.device,
+                bfloat16=self.pipeline.bfloat16,
+            )
+            hooks.append(validation)
+        return hooks
+
+
+def _identity(config: Config, data_fingerprint: str) -> dict[str, Any]:
+    """What must not change between a checkpoint and its resumption."""
+    values = config_file.to_dict(config)
+    training = {k: v for k, v in values["training"].items() if k not in MAY_CHANGE}
+    names = ("dataset", "text_encoder", "network", "objective", "diffusion", "seed")
+    kept = {name: values[name] for name in names}
+    return {**kept, "training": training, "data_fingerprint": data_fingerprint}
+
+
+def _micro_batch_size(batch_size: int, accumulation: int) -> int:
+    if accumulation < 1 or batch_size % accumulation:
+        raise ConfigError(
+            f"training.batch_size {batch_size} must be a multiple of training.accumulation "
+            f"{accumulation}"
+        )
+    return batch_size // accumulation
+
+
+def _size(dataset: Dataset) -> str:
+    _, height, width = dataset[0]["image"].shape
+    return f"{width}x{height}"
+
+
+def _count(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters"

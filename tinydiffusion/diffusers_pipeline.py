@@ -1,0 +1,152 @@
+"""A model folder as a pipeline of the diffusers library; imports diffusers, so nothing imports it.
+
+    from diffusers import DiffusionPipeline
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    pipeline("a red circle", seed=3).images[0].save("circle.png")
+
+`model_index.json` of the folder names the two classes here; its `pipeline.py` imports them.
+"""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from tinydiffusion.config import from_dict
+from tinydiffusion.pipeline import TextToImage, load_component
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+class Component(nn.Module):
+    """A network or text encoder with what diffusers asks of one: to load, a device and a dtype."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, torch_dtype: torch.dtype | None = None
+    ) -> "Component":
+        """The component whose folder this is; diffusers calls it for each one."""
+        return cls(load_component(Path(folder))).to(dtype=torch_dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' number format."""
+        return next(self.parameters()).dtype
+
+
+class TextToImagePipeline(DiffusionPipeline):
+    """`TextToImage` with the call and the output of diffusers' pipelines.
+
+    diffusers fills the arguments from `model_index.json`. It takes those without a default for
+    components, and only those.
+    """
+
+    def __init__(
+        self,
+        network: Component,
+        text_encoder: Component,
+        image_shape: list[int] | None = None,
+        tinydiffusion_config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(network=network, text_encoder=text_encoder)
+        self.register_to_config(image_shape=image_shape, tinydiffusion_config=tinydiffusion_config)
+
+    def text_to_image(self) -> TextToImage:
+        """The model with its present components, on their present device.
+
+        Raises:
+            ValueError: the weights are not in float32.
+        """
+        if self.dtype != torch.float32:
+            raise ValueError(
+                f"the weights must be torch.float32, got {self.dtype}; where the hardware gains "
+                "from bfloat16, the arithmetic uses it without being asked"
+            )
+        config = from_dict(self.config["tinydiffusion_config"])
+        text_encoder: Any = self.text_encoder.module
+        return TextToImage(self.network.module, text_encoder, config, self.config["image_shape"])
+
+    def __call__(
+        self,
+        prompt: str | list[str],
+        *,
+        negative_prompt: str = "",
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Pictures, `num_images_per_prompt` of the first prompt, then of the next.
+
+        Args:
+            prompt: One or several.
+            negative_prompt: What guidance moves away from.
+            num_images_per_prompt: At least 1.
+            num_inference_steps: None = the model's default.
+            guidance_scale: 1 = off; None = the model's default.
+            seed: Picture i has seed + i.
+            generator: Its initial seed in place of `seed`; its state is neither used nor changed.
+                Of a list, generator i makes picture i.
+            output_type: "pil", "np" (float32 in [0, 1], N H W C) or "pt" (likewise, N C H W).
+            return_dict: False returns the tuple (images,).
+
+        Raises:
+            ValueError: any of these is out of its range; before anything is computed.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
+        _check(prompts, generator, output_type)
+        model = self.text_to_image()
+        chosen = {"steps": num_inference_steps, "guidance_scale": guidance_scale}
+        changes = {name: value for name, value in chosen.items() if value is not None}
+        sampling = dataclasses.replace(model.config.sampling, **changes)
+        generate = partial(model.generate, negative_prompt=negative_prompt, sampling=sampling)
+        if isinstance(generator, list):
+            pairs = zip(prompts, generator, strict=True)
+            images = torch.cat([generate([p], seed=g.initial_seed()) for p, g in pairs])
+        else:
+            images = generate(prompts, seed=generator.initial_seed() if generator else seed)
+        pictures = _convert(images, output_type)
+        return ImagePipelineOutput(images=pictures) if return_dict else (pictures,)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Write the model folder, the same that it was loaded from."""
+        self.text_to_image().save_pretrained(save_directory)
+
+
+def _check(
+    prompts: list[str], generator: torch.Generator | list[torch.Generator] | None, output_type: str
+) -> None:
+    if not prompts:
+        raise ValueError("prompt and num_images_per_prompt must ask for at least one picture")
+    if isinstance(generator, list) and len(generator) != len(prompts):
+        raise ValueError(f"{len(prompts)} pictures need as many generators, got {len(generator)}")
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+
+
+def _convert(images: UInt8[Tensor, "N C H W"], output_type: str) -> Any:
+    """The pictures in the form that diffusers calls by this name."""
+    pictures = images.float() / 255
+    if output_type == "pt":
+        return pictures
+    pictures = pictures.permute(0, 2, 3, 1).numpy()
+    return pictures if output_type == "np" else DiffusionPipeline.numpy_to_pil(pictures)
