@@ -51,14 +51,14 @@ def survey(dataset: Dataset) -> tuple[list[str], str]:
         example = dataset[i]
         captions += captions_of(example)
         digest.update("\0".join([example["id"], *captions_of(example)]).encode())
-        digest.update(example["image"].contiguous().numpy())
+        digest.update(example["image"].contiguous().numpy().data)
     return captions, digest.hexdigest()
 
 
 def build_text_encoder(section: dict[str, Any], captions: Sequence[str]) -> TextEncoder:
     """A new text encoder; one that learns its vocabulary learns it from the captions."""
     name, options = plugin(section)
-    loaded = registry.load("text_encoder", name)
+    loaded: Any = registry.load("text_encoder", name)
     registry.check_options("text_encoder", name, loaded.from_captions, options)
     return loaded.from_captions(captions, **options)
 

@@ -104,7 +104,7 @@ class TextToImagePipeline(DiffusionPipeline):
             guidance_scale: 1 = off; None = the model's default.
             seed: Picture i has seed + i.
             generator: Its initial seed in place of `seed`; its state is neither used nor changed.
-                Of a list, generator i makes picture i.
+                Of a list, generator i makes picture i, one picture after the other.
             output_type: "pil", "np" (float32 in [0, 1], N H W C) or "pt" (likewise, N C H W).
             return_dict: False returns the tuple (images,).
 

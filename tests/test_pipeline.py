@@ -1,0 +1,343 @@
+"""A picture depends on its prompt and seed alone, before and after a trip to disk or diffusers."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tinydiffusion
+from tinydiffusion import registry
+from tinydiffusion.build import build_dataset, build_objective, survey
+from tinydiffusion.config import Config, SamplingConfig
+from tinydiffusion.pipeline import ModelFolderError, TextToImage
+
+# Samplers of diffusers and numpy 2.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+PROMPTS = [
+    "a red circle", "a blue square on a white background", "", "two green triangles", "circle",
+    "a red square left of a blue circle", "noise", "a yellow star above a red star",
+]  # fmt: skip
+STEPS = 4
+SAMPLER_OPTIONS = {
+    "ddim": {"eta": 1.0},
+    "diffusers": {
+        "scheduler": "DPMSolverMultistepScheduler",
+        "scheduler_options": {"algorithm_type": "sde-dpmsolver++"},
+    },
+}
+FILES = [
+    "model_index.json", "network/config.json", "network/diffusion_pytorch_model.safetensors",
+    "text_encoder/config.json", "text_encoder/diffusion_pytorch_model.safetensors",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> TextToImage:
+    """Random weights throughout, so that time, text and every layer matter."""
+    config = Config(
+        dataset={"name": "scenes", "num_scenes": 64},
+        text_encoder={"name": "clip", "width": 32, "layers": 1, "heads": 2},
+        network={"name": "unet", "channels": [32, 32]},
+        sampling=SamplingConfig(steps=STEPS),
+    )
+    dataset = build_dataset(config.dataset)
+    captions, _ = survey(dataset)
+    objective = build_objective(config, captions).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in objective.parameters():
+        if not parameter.any():  # initialised to zero
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.02
+    network, text_encoder = objective.denoiser.network, objective.text_encoder
+    return TextToImage(
+        network, text_encoder, config, dataset[0]["image"].shape, precision="float32"
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def copy(folder, tmp_path) -> Path:
+    """The model folder once more, to be damaged."""
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def sampling(**changes) -> SamplingConfig:
+    return SamplingConfig(**{"steps": STEPS, **changes})
+
+
+# ---- pictures --------------------------------------------------------------------------------
+
+
+def test_pictures_are_neither_flat_nor_clamped_away(model):
+    images = model.generate(PROMPTS)
+    assert images.shape == (len(PROMPTS), 3, 32, 32)
+    assert ((images > 0) & (images < 255)).float().mean() > 0.3  # else equality says little
+    assert images.float().std() > 10
+
+
+@pytest.mark.parametrize("sampler", registry.names("sampler"))
+def test_pictures_do_not_depend_on_the_batch_size(model, sampler):
+    images = [
+        model.generate(
+            PROMPTS,
+            seed=7,
+            batch_size=batch_size,
+            sampling=sampling(sampler=sampler),
+            sampler_options=SAMPLER_OPTIONS.get(sampler),
+        )
+        for batch_size in (1, 3, 8)
+    ]
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+
+
+def test_pictures_do_not_depend_on_the_batch_size_in_bfloat16(model):
+    half = TextToImage(
+        model.network, model.text_encoder, model.config, model.image_shape, precision="bfloat16"
+    )
+    options = {"sampling": sampling(sampler="ddpm", steps=2)}
+    images = half.generate(PROMPTS[:3], **options)
+    assert torch.equal(half.generate(PROMPTS[:3], batch_size=1, **options), images)
+    assert not torch.equal(model.generate(PROMPTS[:3], **options), images)
+
+
+def test_picture_i_has_seed_plus_i(model):
+    options = {"sampling": sampling(sampler="ddpm")}
+    images = model.generate(["a red circle"] * 3, seed=5, **options)
+    for i in range(3):
+        assert torch.equal(images[i], model.generate(["a red circle"], seed=5 + i, **options)[0])
+    assert not torch.equal(images[0], images[1])
+
+
+def test_batches_come_as_they_are_done(model):
+    sizes = [len(batch) for batch in model.generate_batches(PROMPTS[:5], batch_size=2)]
+    assert sizes == [2, 2, 1]
+
+
+def test_prompt_negative_prompt_and_guidance_matter(model):
+    def picture(prompt="a red circle", guidance_scale=2.0, negative_prompt=""):
+        options = {"sampling": sampling(guidance_scale=guidance_scale)}
+        return model.generate([prompt], negative_prompt=negative_prompt, **options)
+
+    assert not torch.equal(picture(), picture("two blue squares"))
+    assert not torch.equal(picture(), picture(guidance_scale=1.0))
+    assert not torch.equal(picture(), picture(negative_prompt="two blue squares"))
+    unguided = picture(guidance_scale=1.0)
+    assert torch.equal(unguided, picture(guidance_scale=1.0, negative_prompt="two blue squares"))
+
+
+def test_the_models_sampling_section_is_the_default(model):
+    by_default = model.generate(PROMPTS[:1])
+    assert torch.equal(by_default, model.generate(PROMPTS[:1], sampling=model.config.sampling))
+    assert not torch.equal(by_default, model.generate(PROMPTS[:1], sampling=sampling(steps=3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": "a red circle"}, "list of at least one"),
+        ({"prompts": []}, "list of at least one"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"seed": -1}, "seed"),
+        ({"sampling": sampling(steps=0)}, "num_inference_steps"),
+        ({"sampling": sampling(steps=1001)}, "num_inference_steps"),
+        ({"sampling": sampling(spacing="traling")}, "did you mean 'trailing'"),
+        ({"sampling": sampling(sampler="eulr")}, "did you mean 'euler'"),
+        ({"sampling": sampling(guidance_rescale=1.5)}, "guidance_rescale"),
+        ({"sampler_options": {"eta": 1.0}}, "no option 'eta'"),
+        ({"sampler_options": {"generators": []}}, "set by the pipeline"),
+        ({"sampling": sampling(sampler="ddim"), "sampler_options": {"eta": 2.0}}, "eta"),
+        ({"sampling": sampling(sampler="diffusers")}, "needs the option 'scheduler'"),
+    ],
+)
+def test_wrong_options_are_errors_before_the_network_runs(model, options, message):
+    def forbidden(*_):
+        raise AssertionError("the network was called")
+
+    hook = model.network.register_forward_pre_hook(forbidden)
+    with hook, pytest.raises(ValueError, match=message):
+        model.generate(**{"prompts": PROMPTS[:2], **options})
+
+
+def test_prompts_that_are_too_long_are_counted(model):
+    assert model.num_truncated(["a red circle", "red " * 100]) == 1
+
+
+# ---- the model folder ------------------------------------------------------------------------
+
+
+def test_a_loaded_model_makes_the_same_pictures(model, folder):
+    loaded = TextToImage.from_pretrained(folder, precision="float32")
+    assert loaded.config == model.config
+    assert torch.equal(loaded.generate(PROMPTS, seed=3), model.generate(PROMPTS, seed=3))
+
+
+def test_a_loaded_model_is_saved_as_the_same_bytes(folder, tmp_path):
+    TextToImage.from_pretrained(folder).save_pretrained(tmp_path)
+    assert contents(tmp_path) == contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+
+
+def test_no_file_of_the_folder_is_a_pickle(folder):
+    for name, data in contents(folder).items():
+        assert Path(name).suffix in {".json", ".safetensors", ".py"}
+        assert not data.startswith((b"PK", b"\x80", b"\x1f\x8b")), name  # zip, pickle, gzip
+        if not name.endswith(".safetensors"):
+            data.decode("utf-8")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(ModelFolderError, match=f"{name} is missing"):
+        TextToImage.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_named(copy, name):
+    (copy / name).write_bytes((copy / name).read_bytes()[:-100])
+    with pytest.raises(ModelFolderError, match=name):
+        TextToImage.from_pretrained(copy)
+
+
+def test_weights_that_do_not_fit_are_named(copy):
+    file = copy / "network/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["conv_out.bias"]
+    save_file(weights, file)
+    with pytest.raises(ModelFolderError, match=r"network/diff.*\n?.*conv_out.bias"):
+        TextToImage.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("component", ["network", "text_encoder"])
+def test_a_folder_cannot_have_other_code_called(copy, tmp_path, component):
+    victim = tmp_path / "victim"
+    evil = {"name": "subprocess:run", "args": ["touch", str(victim)]}
+    (copy / component / "config.json").write_text(json.dumps(evil))
+    with pytest.raises(ModelFolderError, match="is not a class of"):
+        TextToImage.from_pretrained(copy)
+    assert not victim.exists()
+
+
+# ---- diffusers -------------------------------------------------------------------------------
+
+
+def test_the_pipeline_does_not_import_diffusers():
+    program = "import sys, tinydiffusion.pipeline; sys.exit('diffusers' in sys.modules)"
+    root = Path(tinydiffusion.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
+
+
+@pytest.fixture(scope="module")
+def open_folder(tmp_path_factory):
+    """DiffusionPipeline.from_pretrained; the copies of code that it makes go to a fresh folder."""
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import dynamic_modules_utils
+
+    def open_folder(folder, **options):
+        return DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        cache = str(tmp_path_factory.mktemp("code"))
+        patch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", cache)
+        yield open_folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(open_folder, folder):
+    return open_folder(folder)
+
+
+@pytest.mark.parametrize("custom_pipeline", [None, "pipeline", "{folder}", "{folder}/pipeline.py"])
+def test_diffusers_opens_the_folder_and_makes_the_same_pictures(
+    open_folder, folder, custom_pipeline
+):
+    from diffusers import DiffusionPipeline
+
+    options = {}
+    if custom_pipeline is not None:
+        options["custom_pipeline"] = custom_pipeline.format(folder=folder)
+    pipeline = open_folder(folder, **options)
+    assert isinstance(pipeline, DiffusionPipeline)
+    expected = TextToImage.from_pretrained(folder).generate(PROMPTS[:2], seed=3)
+    for image, same in zip(pipeline(PROMPTS[:2], seed=3).images, expected, strict=True):
+        assert image.mode == "RGB"
+        assert image.tobytes() == same.permute(1, 2, 0).numpy().tobytes()
+
+
+def test_output_types_hold_the_same_pictures(pipeline, folder):
+    expected = TextToImage.from_pretrained(folder).generate(["a red circle"]).float() / 255
+    torch.testing.assert_close(pipeline("a red circle", output_type="pt").images, expected)
+    (array,) = pipeline("a red circle", output_type="np", return_dict=False)
+    torch.testing.assert_close(torch.from_numpy(array), expected.permute(0, 2, 3, 1))
+
+
+def test_options_reach_the_model(pipeline, folder):
+    pictures = pipeline(
+        ["a red circle", "two blue squares"],
+        negative_prompt="noise",
+        num_images_per_prompt=2,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        seed=9,
+        output_type="pt",
+    ).images
+    expected = TextToImage.from_pretrained(folder).generate(
+        ["a red circle", "a red circle", "two blue squares", "two blue squares"],
+        seed=9,
+        negative_prompt="noise",
+        sampling=sampling(steps=3, guidance_scale=3.0),
+    )
+    torch.testing.assert_close(pictures, expected.float() / 255)
+
+
+def test_a_generator_stands_for_its_initial_seed(pipeline):
+    def pictures(**options):
+        return pipeline(["a red circle"] * 2, output_type="pt", **options).images
+
+    def generator(seed):
+        return torch.Generator().manual_seed(seed)
+
+    assert torch.equal(pictures(generator=generator(4)), pictures(seed=4))
+    apart = pictures(generator=[generator(8), generator(4)])
+    assert torch.equal(apart[:1], pictures(seed=8)[:1])
+    assert torch.equal(apart[1:], pictures(seed=4)[:1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_type": "latent"}, "output_type"),
+        ({"num_images_per_prompt": 0}, "at least one picture"),
+        ({"generator": [torch.Generator()] * 3}, "2 pictures need as many"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+    ],
+)
+def test_wrong_options_of_the_call_are_errors(pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(PROMPTS[:2], **options)
+
+
+def test_weights_in_half_precision_are_refused(open_folder, folder):
+    with pytest.raises(ValueError, match=r"must be torch.float32, got torch.float16"):
+        open_folder(folder, dtype=torch.float16)("a red circle")
+
+
+def test_diffusers_saves_what_it_loaded(pipeline, folder, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    assert contents(tmp_path) == contents(folder)
