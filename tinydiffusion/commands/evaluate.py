@@ -45,7 +45,7 @@ def evaluate(
     if num_images < 1:
         raise ConfigError(f"--num-images must be at least 1, got {num_images}")
     evaluators = build_evaluators(metrics, options)
-    if (target / "tinydiffusion.json").is_file():
+    if (target / "model_index.json").is_file():
         pipeline = TextToImage.from_pretrained(
             target, device=pick_device(device), precision=precision
         )
