@@ -275,7 +275,7 @@ COMMANDS: dict[str, Command] = {
     "sanity": ("Check in minutes that a setup can learn at all.", _sanity_arguments, _sanity),
     "plugins": ("List the plug-ins and where they come from.", _plugins_arguments, _plugins),
 }
-EPILOGS: dict[str, Callable[[], str]] = {name: str for name in COMMANDS} | {"train": _train_epilog}
+EPILOGS: dict[str, Callable[[], str]] = dict.fromkeys(COMMANDS, str) | {"train": _train_epilog}
 
 if __name__ == "__main__":
     sys.exit(main())

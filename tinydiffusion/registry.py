@@ -69,7 +69,9 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     if name in others:
         return others[name].load()
     known = names(kind)
-    raise PluginError(f"unknown {kind} {name!r}{suggest(name, known)}; there are {', '.join(known)}")
+    raise PluginError(
+        f"unknown {kind} {name!r}{suggest(name, known)}; there are {', '.join(known)}"
+    )
 
 
 def create(kind: str, name: str, **options: Any) -> Any:

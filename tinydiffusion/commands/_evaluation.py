@@ -26,7 +26,9 @@ MIN_REFERENCE = 10_000
 def evaluation_prompts(dataset: Dataset, num_images: int) -> list[str]:
     """The first caption of evenly spread examples; of each example in turn where there are few."""
     count = len(dataset)
-    places = [i * count // num_images if num_images <= count else i % count for i in range(num_images)]
+    places = [
+        i * count // num_images if num_images <= count else i % count for i in range(num_images)
+    ]
     return [captions_of(dataset[place])[0] for place in places]
 
 
@@ -111,9 +113,7 @@ def report_row(score: Score, evaluator: str, provenance: Mapping[str, Any]) -> d
     return {**row, "evaluator": evaluator, "provenance": dict(provenance)}
 
 
-def write_report(
-    file: Path, rows: Sequence[Mapping[str, Any]], context: Mapping[str, Any]
-) -> None:
+def write_report(file: Path, rows: Sequence[Mapping[str, Any]], context: Mapping[str, Any]) -> None:
     """Write the report as JSON."""
     report = {
         "schema": SCHEMA,

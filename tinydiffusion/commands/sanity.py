@@ -114,9 +114,7 @@ def _fit(config: Config, examples: Sequence[Example]) -> TextToImage:
         weights = {k: v.clone() for k, v in objective.state_dict().items()}
     objective.load_state_dict(weights)
     network, text_encoder = objective.denoiser.network.eval(), objective.text_encoder.eval()
-    return TextToImage(
-        network, text_encoder, config, shape, precision=config.training.precision
-    )
+    return TextToImage(network, text_encoder, config, shape, precision=config.training.precision)
 
 
 def _generate(

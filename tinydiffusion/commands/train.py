@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from rich.console import Console
 from torch import nn

@@ -130,7 +130,9 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, "B N C"]:
         q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.num_heads)
-        k, v = rearrange(self.to_kv(context), "b l (two h d) -> two b h l d", two=2, h=self.num_heads)
+        k, v = rearrange(
+            self.to_kv(context), "b l (two h d) -> two b h l d", two=2, h=self.num_heads
+        )
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
