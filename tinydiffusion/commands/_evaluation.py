@@ -32,16 +32,14 @@ def evaluation_prompts(dataset: Dataset, num_images: int) -> list[str]:
     return [captions_of(dataset[place])[0] for place in places]
 
 
-def reference_batches(dataset: Dataset, limit: int | None = None) -> Iterator[EvalBatch]:
+def picture_batches(source: str, dataset: Dataset, limit: int | None = None) -> Iterator[EvalBatch]:
     """The pictures of a data set with their first captions, at most `limit` of them."""
     total = len(dataset) if limit is None else min(limit, len(dataset))
     for first in range(0, total, REFERENCE_BATCH):
         numbers = range(first, min(first + REFERENCE_BATCH, total))
         examples = [dataset[i] for i in numbers]
         images = torch.stack([example["image"] for example in examples])
-        yield eval_batch(
-            "reference", first, images, [captions_of(example)[0] for example in examples]
-        )
+        yield eval_batch(source, first, images, [captions_of(example)[0] for example in examples])
 
 
 def generated_batches(
@@ -84,7 +82,11 @@ def evaluate_pipeline(
     prompts = evaluation_prompts(reference, num_images)
     batches = pipeline.generate_batches(prompts, seed=seed, **options)
     total = max(num_images, MIN_REFERENCE)
-    return run(evaluators, generated_batches(batches, prompts), reference_batches(reference, total))
+    return run(
+        evaluators,
+        generated_batches(batches, prompts),
+        picture_batches("reference", reference, total),
+    )
 
 
 def run(
@@ -142,7 +144,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     for column in ("value", "95 % interval", "n"):
         table.add_column(column, justify="right")
     for row in rows:
-        interval = "" if row["ci95"] is None else "{:.3f} – {:.3f}".format(*row["ci95"])
+        interval = "" if row["ci95"] is None else "{:.3f} - {:.3f}".format(*row["ci95"])
         table.add_row(row["name"], f"{row['value']:.4g}", interval, str(row["n"]))
     console = Console()
     console.print(table)

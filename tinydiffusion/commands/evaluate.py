@@ -16,8 +16,8 @@ from tinydiffusion.build import (
 )
 from tinydiffusion.commands._evaluation import (
     evaluate_pipeline,
+    picture_batches,
     print_table,
-    reference_batches,
     run,
     write_report,
 )
@@ -70,8 +70,10 @@ def evaluate(
         samples = _samples(target, num_images)
         reference = _reference_of_samples(evaluators, data, len(samples[0]["image"][0]))
         context = {"kind": "samples"}
-        generated = ({**b, "source": "generated"} for b in reference_batches(samples))
-        rows = run(evaluators, generated, reference_batches(reference) if reference else ())
+        generated = picture_batches("generated", samples)
+        rows = run(
+            evaluators, generated, picture_batches("reference", reference) if reference else ()
+        )
     if out is not None:
         write_report(out, rows, {"target": str(target), "data": data, **context})
         Console(stderr=True).print(f"report in {out}", highlight=False)

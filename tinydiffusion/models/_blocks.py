@@ -4,10 +4,10 @@ import math
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from tinydiffusion.protocols import TextStates
 
