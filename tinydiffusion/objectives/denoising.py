@@ -1,7 +1,7 @@
 """The denoising objective: find the noise in a noisy picture, told its caption."""
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from tinydiffusion.diffusion.denoiser import Denoiser
@@ -57,6 +57,7 @@ class DenoisingObjective(nn.Module):
         self.time = {
             "density": time_density, "mean": time_mean, "std": time_std, "stratified": stratified
         }  # fmt: skip
+        self._weights(self._draw_timesteps(1, torch.Generator()))  # wrong options raise here
 
     def loss(
         self, batch: Batch, generator: torch.Generator
@@ -69,19 +70,28 @@ class DenoisingObjective(nn.Module):
         """
         x_0 = to_float(batch["image"])
         device = x_0.device
-        schedule, prediction_type = self.denoiser.schedule, self.denoiser.prediction_type
-        num_timesteps = schedule.num_train_timesteps
-        timesteps = draw_timesteps(
-            batch_size=len(x_0), num_train_timesteps=num_timesteps, generator=generator, **self.time
-        ).to(device)
+        schedule = self.denoiser.schedule
+        timesteps = self._draw_timesteps(len(x_0), generator).to(device)
         noise = torch.randn(x_0.shape, generator=generator).to(device)
         text = self.text_encoder.encode(self._drop(batch["caption"], generator))
         a, s = schedule.coefficients(timesteps)
         x_t = schedule.add_noise(x_0, noise, timesteps)
         output = self.denoiser.predict(x_t, timesteps.float(), text)
-        target = training_target(prediction_type, x_0, noise, a, s)
-        weights = loss_weights(prediction_type=prediction_type, a=a, s=s, **self.weighting)
+        target = training_target(self.denoiser.prediction_type, x_0, noise, a, s)
+        weights = self._weights(timesteps)
         return (weights * (output.float() - target).square()).mean(), {}
+
+    def _draw_timesteps(self, batch_size: int, generator: torch.Generator) -> Int[Tensor, "B"]:
+        T = self.denoiser.schedule.num_train_timesteps
+        return draw_timesteps(
+            batch_size=batch_size, num_train_timesteps=T, generator=generator, **self.time
+        )
+
+    def _weights(self, timesteps: Int[Tensor, "B"]) -> Float[Tensor, "#B 1 1 1"]:
+        a, s = self.denoiser.schedule.coefficients(timesteps)
+        return loss_weights(
+            prediction_type=self.denoiser.prediction_type, a=a, s=s, **self.weighting
+        )
 
     def _drop(self, captions: list[str], generator: torch.Generator) -> list[str]:
         keep = torch.rand(len(captions), generator=generator) >= self.caption_dropout_prob

@@ -1,0 +1,113 @@
+"""Proves the UNet's sizes: any even picture, 1 M to 100 M parameters, and that all of it learns."""
+
+import pytest
+import torch
+
+from tinydiffusion.models.unet import UNet
+
+TEXT = {"text_dim": 24, "pooled_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("size", "patch_size"),
+    [(s, p) for s in (16, 30, 32, 64) for p in (1, 2, 4) if s % p == 0] + [(18, 2), (256, 4)],
+)
+@pytest.mark.parametrize("channels", [(32,), (32, 64), (32, 64, 64)])
+def test_output_has_the_pictures_shape(text_inputs, size, patch_size, channels):
+    with torch.device("meta"):  # shapes alone, nothing is computed
+        network = UNet(**TEXT, channels=channels, patch_size=patch_size, attention_levels=())
+        sample, timesteps, text = (
+            x.to("meta") if isinstance(x, torch.Tensor) else type(x)(*(y.to("meta") for y in x))
+            for x in text_inputs(2, 24, 16, 6, shape=(3, size, size))
+        )
+        assert network(sample, timesteps, text).shape == sample.shape
+
+
+@pytest.mark.parametrize("shape", [(3, 30, 30), (3, 16, 30), (3, 18, 64)])
+def test_odd_inner_sizes_and_oblongs_are_computed(text_inputs, shape):
+    network = UNet(**TEXT, channels=(32, 32, 32), layers_per_block=1, attention_levels=(0, 2))
+    text_inputs.without_zeros(network)
+    sample, timesteps, text = text_inputs(2, 24, 16, 6, shape=shape)
+    output = network(sample, timesteps, text)
+    assert output.shape == sample.shape
+    assert output.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("millions", "options"),
+    [
+        (1, {"channels": (32, 64), "layers_per_block": 1}),
+        (10, {"channels": (96, 192)}),
+        (30, {"channels": (128, 256, 256), "attention_levels": (1, 2)}),
+        (100, {"channels": (192, 384, 512), "attention_levels": (1, 2), "head_dim": 64}),
+    ],
+)
+def test_one_to_a_hundred_million_parameters(millions, options):
+    with torch.device("meta"):
+        network = UNet(text_dim=512, pooled_dim=512, **options)
+    count = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert millions / 1.4 < count < millions * 1.4
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_every_parameter_learns_within_four_steps(text_inputs, patch_size):
+    """Branches begin at zero: their last layer moves first, what lies before it a step later."""
+    torch.manual_seed(0)
+    network = UNet(
+        **TEXT,
+        channels=(32, 64),
+        layers_per_block=1,
+        attention_levels=(0, 1),
+        patch_size=patch_size,
+    )
+    sample, timesteps, text = text_inputs(4, 24, 16, 6, shape=(3, 8, 8))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(4):
+        optimizer.zero_grad()
+        (network(sample, timesteps, text) - sample.flip(-1)).square().mean().backward()
+        optimizer.step()
+    still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
+def test_a_new_network_predicts_zero(text_inputs):
+    network = UNet(**TEXT, channels=(32, 32), layers_per_block=1)
+    assert not network(*text_inputs(2, 24, 16, 6)).any()
+
+
+def test_memory_layout_of_the_picture_does_not_matter(text_inputs):
+    network = text_inputs.without_zeros(UNet(**TEXT, channels=(32, 32), layers_per_block=1))
+    sample, timesteps, text = text_inputs(2, 24, 16, 6)
+    last = sample.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(network(last, timesteps, text), network(sample, timesteps, text))
+
+
+def test_bfloat16_autocast_is_close(text_inputs):
+    network = text_inputs.without_zeros(UNet(**TEXT, channels=(32, 32), layers_per_block=1)).eval()
+    inputs = text_inputs(2, 24, 16, 6)
+    exact = network(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network(*inputs).float()
+    assert (rounded - exact).std() < 0.05 * exact.std()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": (32, 48)}, r"multiples of head_dim 32, got 48"),
+        ({"channels": (40, 64), "attention_levels": (0,)}, r"head_dim 32, got 40"),
+        ({"channels": (32, 80), "attention_levels": ()}, r"head_dim 32, got 80"),
+        ({"attention_levels": (2,)}, r"in \[0, 1\], got 2"),
+        ({"attention_levels": (-1,)}, r"in \[0, 1\], got -1"),
+        ({"dropout": 1.5}, "1.5"),
+    ],
+)
+def test_widths_and_levels_that_do_not_fit_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(**TEXT, **options)
+
+
+def test_a_size_that_is_no_multiple_of_the_patch_is_named(text_inputs):
+    network = UNet(**TEXT, channels=(32, 32), patch_size=4)
+    with pytest.raises(ValueError, match=r"\(16, 30\) must be a multiple of patch_size 4"):
+        network(*text_inputs(2, 24, 16, 6, shape=(3, 16, 30)))

@@ -1,0 +1,260 @@
+"""Proves the denoising loss equal to one by hand, and caption dropout alive at every step."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tinydiffusion.diffusion.denoiser import Denoiser
+from tinydiffusion.diffusion.schedule import make_schedule
+from tinydiffusion.objectives.denoising import DenoisingObjective, to_float
+from tinydiffusion.protocols import Objective, TextStates
+
+BATCH = 16
+
+
+class Recorder(nn.Module):
+    """A network that answers `gain * x_t + text` and remembers what it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, sample, timesteps, text):
+        self.x_t, self.timesteps, self.text = sample, timesteps, text
+        return self.gain * sample + text.pooled.mean(dim=1).view(-1, 1, 1, 1)
+
+
+class Length(nn.Module):
+    """A text encoder whose states are the caption's length times a weight."""
+
+    hidden_size = pooled_size = 4
+    max_length = 2
+
+    def __init__(self, frozen=False):
+        super().__init__()
+        self.frozen = frozen
+        self.weight = nn.Parameter(torch.ones(4) / 50, requires_grad=not frozen)
+        self.encoded = []
+
+    @classmethod
+    def from_captions(cls, captions, **options):
+        raise NotImplementedError
+
+    def encode(self, captions):
+        self.encoded.append(list(captions))
+        lengths = torch.tensor([float(len(caption)) for caption in captions])
+        pooled = lengths[:, None] * self.weight
+        mask = torch.ones(len(captions), 2, dtype=torch.bool)
+        return TextStates(pooled[:, None].expand(-1, 2, -1), mask, pooled)
+
+    def tokenize(self, captions):
+        raise NotImplementedError
+
+    def forward(self, tokens):
+        raise NotImplementedError
+
+    def config(self):
+        return {}
+
+
+def make(schedule="linear", prediction_type="epsilon", frozen=False, **options):
+    denoiser = Denoiser(Recorder(), make_schedule(schedule), prediction_type=prediction_type)
+    return DenoisingObjective(denoiser=denoiser, text_encoder=Length(frozen), **options)
+
+
+def batch(size=BATCH):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (size, 3, 4, 4), dtype=torch.uint8, generator=generator)
+    captions = [f"caption {i}" for i in range(size)]
+    return {"image": image, "caption": captions, "id": [str(i) for i in range(size)]}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def signal_and_noise(schedule, timesteps):
+    """Factors of x_0 and noise in x_t, written down anew."""
+    steps = [int(t) for t in timesteps]
+    if schedule == "flow":
+        pairs = [(1 - (t + 1) / 1000, (t + 1) / 1000) for t in steps]
+    else:
+        betas = [1e-4 + (0.02 - 1e-4) * t / 999 for t in range(1000)]
+        kept = [math.prod(1 - beta for beta in betas[: t + 1]) for t in steps]
+        pairs = [(math.sqrt(share), math.sqrt(1 - share)) for share in kept]
+    factors = torch.tensor(pairs).view(-1, 2, 1, 1, 1)
+    return factors[:, 0], factors[:, 1]
+
+
+TARGETS = {
+    "epsilon": lambda x_0, noise, a, s: noise,
+    "sample": lambda x_0, noise, a, s: x_0,
+    "v_prediction": lambda x_0, noise, a, s: a * noise - s * x_0,
+    "flow": lambda x_0, noise, a, s: noise - x_0,
+}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction_type"),
+    [
+        ("linear", "epsilon"), ("linear", "sample"), ("linear", "v_prediction"),
+        ("flow", "sample"), ("flow", "flow"),
+    ],
+)  # fmt: skip
+def test_loss_equals_that_by_hand(schedule, prediction_type):
+    objective = make(schedule, prediction_type, caption_dropout_prob=0.0)
+    loss, scalars = objective.loss(batch(), generator())
+    network = objective.denoiser.network
+    assert isinstance(objective, Objective)
+    assert scalars == {}
+
+    x_0 = batch()["image"] / 255 * 2 - 1
+    a, s = signal_and_noise(schedule, network.timesteps)
+    noise = (network.x_t - a * x_0) / s
+    noisy = network.timesteps > 100  # else the division blows rounding up
+    assert noise[noisy].mean().abs() < 0.1
+    assert 0.9 < noise[noisy].std() < 1.1
+    lengths = torch.tensor([len(caption) / 50 for caption in batch()["caption"]])
+    output = 0.5 * network.x_t + lengths.view(-1, 1, 1, 1)
+    error = output - TARGETS[prediction_type](x_0, noise, a, s)
+    torch.testing.assert_close(loss, error.square().mean(), rtol=1e-4, atol=0)
+
+
+def test_weighting_multiplies_each_pictures_error():
+    """Min-SNR on epsilon is min(SNR, gamma) / SNR, Hang et al. (2023), section 3.4."""
+    plain, weighted = make(), make(weighting="min_snr", gamma=2.0)
+    capped = []
+    for seed in range(12):
+        loss, _ = plain.loss(batch(1), generator(seed))
+        a, s = signal_and_noise("linear", plain.denoiser.network.timesteps)
+        snr = ((a / s) ** 2).item()
+        capped.append(snr > 2)
+        expected = loss * min(snr, 2.0) / snr
+        actual, _ = weighted.loss(batch(1), generator(seed))
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=0)
+    assert True in capped
+    assert False in capped
+
+
+@pytest.mark.parametrize(
+    ("options", "lowest", "highest"),
+    [
+        ({}, 450, 550),
+        ({"time_density": "logit_normal", "time_mean": 2.0, "time_std": 0.5}, 800, 950),
+        ({"time_density": "logit_normal", "time_mean": -2.0, "time_std": 0.5}, 50, 200),
+    ],
+)
+def test_time_density_reaches_the_network(options, lowest, highest):
+    objective = make(**options)
+    objective.loss(batch(200), generator())
+    assert lowest < objective.denoiser.network.timesteps.mean() < highest
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_stratified_timesteps_take_one_from_every_part(stratified):
+    objective = make(stratified=stratified)
+    objective.loss(batch(20), generator())
+    parts = (objective.denoiser.network.timesteps / 50).long().tolist()
+    assert (parts == list(range(20))) == stratified
+
+
+# ---- randomness ------------------------------------------------------------------------------
+
+
+def test_same_generator_same_loss_and_nothing_else_matters():
+    objective = make()
+    losses = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        losses.append(objective.loss(batch(), generator(5))[0])
+    assert torch.equal(*losses)
+    assert not torch.equal(losses[0], objective.loss(batch(), generator(6))[0])
+
+
+def test_the_global_random_state_is_left_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    make().loss(batch(), generator())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- caption dropout -------------------------------------------------------------------------
+
+
+def dropped(objective, captions, seed):
+    """Places of the captions that were emptied; the others are checked to be as they were."""
+    objective.loss({**batch(len(captions)), "caption": captions}, generator(seed))
+    encoded = objective.text_encoder.encoded[-1]
+    for caption, now in zip(captions, encoded, strict=True):
+        assert now in (caption, "")
+    return [i for i, now in enumerate(encoded) if now == ""]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_other_captions_are_dropped_at_every_step(frozen):
+    """A frozen encoder remembers its states; what is dropped must be drawn anew all the same."""
+    objective = make(caption_dropout_prob=0.5, frozen=frozen)
+    captions = batch()["caption"]
+    steps = [tuple(dropped(objective, captions, seed)) for seed in range(20)]
+    assert len(set(steps)) == 20
+    assert {place for step in steps for place in step} == set(range(BATCH))
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_share_of_dropped_captions(probability):
+    objective = make(caption_dropout_prob=probability)
+    captions = batch(500)["caption"]
+    share = sum(len(dropped(objective, captions, seed)) for seed in range(10)) / 5000
+    assert share == pytest.approx(probability, abs=4 * math.sqrt(0.25 / 5000))
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (1.0, 200)])
+def test_none_and_all_are_exact(probability, expected):
+    objective = make(caption_dropout_prob=probability)
+    for seed in range(5):
+        assert len(dropped(objective, batch(200)["caption"], seed)) == expected
+
+
+def test_dropout_does_not_move_noise_or_timesteps():
+    networks = []
+    for probability in (0.0, 1.0):
+        objective = make(caption_dropout_prob=probability)
+        objective.loss(batch(), generator())
+        networks.append(objective.denoiser.network)
+    assert torch.equal(networks[0].x_t, networks[1].x_t)
+    assert not torch.equal(networks[0].text.pooled, networks[1].text.pooled)
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1])
+def test_a_probability_outside_0_and_1_is_an_error(probability):
+    with pytest.raises(ValueError, match=rf"caption_dropout_prob .* got {probability}"):
+        make(caption_dropout_prob=probability)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"weighting": "min_snt"}, "min_snr"), ({"time_density": "unifrm"}, "uniform")],
+)
+def test_an_unknown_weighting_or_density_is_an_error_when_it_is_built(options, message):
+    with pytest.raises(ValueError, match=f"did you mean {message!r}"):
+        make(**options)
+
+
+# ---- learning --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_go_to_the_network_and_to_an_encoder_that_is_not_frozen(frozen):
+    objective = make(frozen=frozen)
+    loss, _ = objective.loss(batch(), generator())
+    loss.backward()
+    assert objective.denoiser.network.gain.grad != 0
+    gradient = objective.text_encoder.weight.grad
+    assert gradient is None if frozen else gradient.any()
+
+
+def test_pictures_are_mapped_to_minus_one_and_one():
+    image = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    torch.testing.assert_close(to_float(image).flatten(), torch.tensor([-1.0, -0.6, 1.0]))
