@@ -5,14 +5,20 @@ Sections with a fixed set of keys are typed here. Sections that name a plug-in (
 are checked when it is built, before anything is computed.
 """
 
+import ast
 import dataclasses
+import inspect
+import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from tinydiffusion.registry import suggest
+import yaml
+
+from tinydiffusion.registry import fits, suggest, type_name
 
 
 class ConfigError(ValueError):
@@ -146,13 +152,18 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The config of nested dicts, such as `to_dict` returns.
+    """The config of nested dicts, such as `to_dict` returns; what is not given has its default.
 
     Raises:
         ConfigError: an unknown key or a wrong type.
     """
-    parser = _parser()
-    return _read(lambda: parser.instantiate(parser.parse_object(values)))
+    config = _section(Config, values, "")
+    sections = {name: getattr(config, name) for name in PLUGIN_SECTIONS}
+    sections["validation"] = {"name": config.dataset.get("name"), **(config.validation or {})}
+    for name, section in sections.items():
+        if not isinstance(section.get("name"), str):
+            raise ConfigError(f"{name}.name must be the name of a plug-in, got {section}")
+    return config
 
 
 def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -162,21 +173,43 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         ConfigError: a missing file, YAML that cannot be read, an unknown key or a wrong type; one
             line that names the key, the value received and what is allowed.
     """
-    parser = _parser()
-    arguments = [] if file is None else ["--config", str(file)]
-    return _read(lambda: parser.instantiate(parser.parse_args([*arguments, *overrides])))
+    values = to_dict(Config()) | ({} if file is None else _read_yaml(Path(file)))
+    for key, value in read_flags(overrides).items():
+        _put(values, key, value)
+    return from_dict(values)
 
 
 def save(config: Config, file: Path) -> None:
     """Write the config as YAML."""
-    import yaml
+    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    file.write_text(text, encoding="utf-8")
 
-    file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+
+def read_flags(arguments: Sequence[str]) -> dict[str, Any]:
+    """Keys and values of `["--training.batch_size", "32", "--seed=1"]`, values being YAML.
+
+    Raises:
+        ConfigError: an argument that is no flag, a flag without a value or with broken YAML.
+    """
+    flags = {}
+    words = iter(arguments)
+    for word in words:
+        flag, equals, text = word.partition("=")
+        if not flag.startswith("--"):
+            raise ConfigError(f"unknown argument {word!r}")
+        text = text if equals else next(words, None)
+        if text is None:
+            raise ConfigError(f"{flag} has no value, or is no flag")
+        try:
+            flags[flag.removeprefix("--")] = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{flag}: the value {text!r} is not YAML; quote it") from error
+    return flags
 
 
 def help_text() -> str:
-    """Every key with its type, default and meaning."""
-    return _parser().format_help().partition("\n\n")[2]
+    """Every key with its type, meaning and default."""
+    return "\n".join(_help_lines(Config(), ""))
 
 
 def plugin(section: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -184,62 +217,92 @@ def plugin(section: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return section["name"], {key: value for key, value in section.items() if key != "name"}
 
 
-def _parser() -> Any:
-    import jsonargparse
-
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_argument("--config", action="config", help="A YAML file with any of these keys.")
-    parser.add_class_arguments(Config)
-    return parser
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-4 as a number, as YAML 1.2 does."""
 
 
-def _read(parse: Callable[[], Any]) -> Config:
-    """The config that `parse` makes; its complaints in one line each, with the nearest key."""
-    from argparse import ArgumentError
+class _Dumper(yaml.SafeDumper):
+    """Puts the text "1e-4" in quotes."""
 
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def _read_yaml(file: Path) -> dict[Any, Any]:
+    if not file.is_file():
+        raise ConfigError(f"there is no config file {file}")
     try:
-        values = parse().as_dict()
-    except ArgumentError as error:
-        raise ConfigError(_one_line(str(error))) from error
-    del values["config"]
-    config = Config(**values)
-    for section in PLUGIN_SECTIONS:
-        if not isinstance(getattr(config, section).get("name"), str):
-            raise ConfigError(f"{section} needs a name, got {getattr(config, section)}")
-    return config
+        with file.open("rb") as stream:
+            values = yaml.load(stream, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"{file} must hold keys and values such as `seed: 0`, got {values!r}")
+    return values or {}
 
 
-def _one_line(complaint: str) -> str:
-    """The parser's complaint on one line, with the nearest key where a key is unknown."""
-    line = re.sub(r"<class '(\w+)'>", r"\1", " ".join(complaint.split()))
-    line = re.sub(r"Parser key \"([\w.]+)\": Expected an?", r"\1 must be", line)
-    for pattern in _UNKNOWN_KEY:
-        if match := re.search(pattern, line):
-            key = ".".join(match.groups())
-            return f"unknown key {key!r}{_nearest(key)}"
-    return line
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value at a dotted key, making the sections on the way."""
+    *sections, name = key.split(".")
+    for section in sections:
+        if not isinstance(values.get(section), dict):
+            values[section] = {}
+        values = values[section]
+    values[name] = value
 
 
-_UNKNOWN_KEY = (
-    r"unrecognized arguments: --([\w.-]+)",
-    r"'(\w+)' does not accept option '(\w+)'",
-    r"Option '([\w.]+)' is not accepted",
-)
+def _section(schema: type, values: Any, section: str) -> Any:
+    """The values as an instance of the dataclass, checked key by key."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{section or 'a config'} must hold keys, got {values!r}")
+    types = {f.name: f.type for f in fields(schema)}
+    checked = {}
+    for name, value in values.items():
+        key = f"{section}.{name}".lstrip(".")
+        if name not in types:
+            hint = suggest(str(name), list(types)) or f"; there are {', '.join(types)}"
+            raise ConfigError(f"unknown key {key!r}{hint}")
+        checked[name] = _value(types[name], value, key)
+    return schema(**checked)
 
 
-def _nearest(key: str) -> str:
-    sections = to_dict(Config())
-    section, _, _ = key.partition(".")
-    if not isinstance(sections.get(section), dict):
-        return suggest(section, list(sections)) or f"; the sections are {', '.join(sections)}"
-    known = [f"{section}.{name}" for name in sections[section]]
-    return suggest(key, known) or f"; its keys are {', '.join(sections[section])}"
+def _value(annotation: Any, value: Any, key: str) -> Any:
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return _section(annotation, value, key)
+    if not fits(value, annotation):
+        raise ConfigError(f"{key} must be {type_name(annotation)}, got {value!r}")
+    if annotation in (float, float | None) and value is not None:
+        return float(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _help_lines(settings: Any, prefix: str) -> Iterator[str]:
+    meanings = _meanings(type(settings))
+    for f in fields(settings):
+        default = getattr(settings, f.name)
+        if is_dataclass(default):
+            yield from _help_lines(default, f"{f.name}.")
+            continue
+        yield f"  --{prefix}{f.name}: {type_name(f.type)} = {json.dumps(_plain(default))}"
+        yield f"        {meanings[f.name]}"
+
+
+def _meanings(schema: type) -> dict[str, str]:
+    """The docstring under each field."""
+    body: Any = ast.parse(inspect.getsource(schema)).body[0]
+    return {
+        ast.unparse(line.target): ast.literal_eval(after.value)
+        for line, after in pairwise(body.body)
+        if isinstance(line, ast.AnnAssign) and isinstance(after, ast.Expr)
+    }

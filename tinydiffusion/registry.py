@@ -3,10 +3,12 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 KINDS = {
     "dataset": "datasets",
@@ -59,15 +61,16 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     `module:attribute`, for code that is not installed as a package.
 
     Raises:
-        PluginError: there is no such plug-in; the message lists those that there are.
+        PluginError: there is no such plug-in, the message listing those that there are, or it
+            cannot be imported.
     """
     if ":" in name:
-        return _load_attribute(kind, name)
+        return _load_attribute(kind, name, name)
     if name in builtin_names(kind):
         return importlib.import_module(f"tinydiffusion.{KINDS[kind]}.{name}").PLUGIN
     others = installed(kind)
     if name in others:
-        return others[name].load()
+        return _load_attribute(kind, name, others[name].value)
     known = names(kind)
     raise PluginError(
         f"unknown {kind} {name!r}{suggest(name, known)}; there are {', '.join(known)}"
@@ -78,7 +81,7 @@ def create(kind: str, name: str, **options: Any) -> Any:
     """The plug-in called with its options, after checking that it takes them.
 
     Raises:
-        PluginError: an option that the plug-in does not take, or one that it needs is missing.
+        PluginError: see `check_options`.
     """
     plugin = load(kind, name)
     check_options(kind, name, plugin, options)
@@ -88,17 +91,22 @@ def create(kind: str, name: str, **options: Any) -> Any:
 def check_options(
     kind: str, name: str, plugin: Callable[..., Any], options: Mapping[str, Any]
 ) -> None:
-    """Raise PluginError where `options` are not keyword arguments of the plug-in, or one misses."""
+    """Raise PluginError where an option is unknown to the plug-in, of a wrong type or missing."""
     parameters = inspect.signature(plugin).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     allowed = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for option in options:
+    for option, value in options.items():
         if option not in allowed:
             listed = ", ".join(allowed) or "none"
             raise PluginError(
                 f"{kind} {name!r} has no option {option!r}{suggest(option, allowed)}; "
                 f"its options are {listed}"
+            )
+        if not fits(value, annotation := parameters[option].annotation):
+            expected = type_name(annotation)
+            raise PluginError(
+                f"option {option!r} of {kind} {name!r} must be {expected}, got {value!r}"
             )
     needed = [n for n in allowed if parameters[n].default is inspect.Parameter.empty]
     if missing := [n for n in needed if n not in options]:
@@ -110,15 +118,58 @@ def takes(plugin: Callable[..., Any], option: str) -> bool:
     return option in inspect.signature(plugin).parameters
 
 
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value out of a YAML file has the annotated type; objects of ours fit always."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin in (list, tuple, Sequence):
+        fixed = origin is tuple and Ellipsis not in arguments
+        return (
+            isinstance(value, (list, tuple))
+            and all(fits(v, arguments[0]) for v in value)
+            and (len(value) == len(arguments) or not fixed)
+        )
+    if origin in (dict, Mapping):
+        return isinstance(value, dict) and all(fits(v, arguments[1]) for v in value.values())
+    if annotation in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, YAML_TYPES.get(annotation, object))
+
+
+YAML_TYPES = {
+    int: int,
+    float: (int, float),
+    bool: bool,
+    str: str,
+    NoneType: NoneType,
+    Path: (str, Path),
+}
+
+
+def type_name(annotation: Any) -> str:
+    """The annotation as a user of YAML reads it: no names of modules, no kinds of list."""
+    if get_origin(annotation) is Literal:
+        return " | ".join(get_args(annotation))
+    name = re.sub(r"(\w+\.)+(?=\w)", "", inspect.formatannotation(annotation))
+    return re.sub(r"tuple|Sequence", "list", name).replace(", ...", "")
+
+
 def suggest(word: str, known: list[str]) -> str:
     """`" (did you mean 'x'?)"` for the nearest known word, else the empty string."""
     near = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def _load_attribute(kind: str, name: str) -> Callable[..., Any]:
-    module, _, attribute = name.partition(":")
+def _load_attribute(kind: str, name: str, path: str) -> Callable[..., Any]:
+    """The object at `module:attribute`."""
+    module, _, attribute = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        plugin = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
         raise PluginError(f"cannot load {kind} {name!r}: {error}") from error
+    if not callable(plugin):
+        raise PluginError(f"cannot load {kind} {name!r}: {plugin!r} is not callable")
+    return plugin
