@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return USER_MISTAKE
-    except ArithmeticError as error:  # NaN or infinity; named without importing torch
+    except ArithmeticError as error:
+        from tinydiffusion.training.checkpoint import NonFiniteError
+
+        if not isinstance(error, NonFiniteError):
+            raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return NON_FINITE
     except KeyboardInterrupt:
@@ -47,13 +52,12 @@ def _run(arguments: list[str]) -> int:
     for name, (help_line, add_arguments, _) in COMMANDS.items():
         command = commands.add_parser(
             name, help=help_line, description=help_line, epilog=EPILOGS[name](),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
         command.add_argument("--debug", action="store_true", help="Show tracebacks.")
         add_arguments(command)
         if arguments[:1] == [name]:
-            known, rest = command.parse_known_args(arguments[1:])
-            return COMMANDS[name][2](known, rest)
+            return COMMANDS[name][2](command, arguments[1:])
     parser.parse_args(arguments)
     parser.print_help()
     return 0
@@ -81,7 +85,8 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _train(known: argparse.Namespace, overrides: list[str]) -> int:
+def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known, overrides = parser.parse_known_args(arguments)
     settings = config.load(known.config, overrides)
     from tinydiffusion.commands.train import train
 
@@ -121,8 +126,8 @@ def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _sample(known: argparse.Namespace, rest: list[str]) -> int:
-    options = _dotted(rest)
+def _sample(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known, options = _with_plugin_options(parser, arguments)
     if wrong := [name for name in options if name != "sampler"]:
         raise UsageError(f"unknown arguments for {wrong[0]!r}; sampler options are --sampler.NAME")
     from tinydiffusion.commands.sample import sample
@@ -148,7 +153,10 @@ def _prompts(known: argparse.Namespace) -> list[str]:
     if known.prompts is not None:
         if not known.prompts.is_file():
             raise UsageError(f"--prompts {known.prompts}: there is no such file")
-        lines = known.prompts.read_text(encoding="utf-8-sig").splitlines()
+        try:
+            lines = known.prompts.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--prompts {known.prompts}: not a text in UTF-8") from error
         prompts += [line for line in lines if line.strip()]
     if not prompts:
         raise UsageError("no prompt; give one or more after the model, or --prompts FILE")
@@ -186,8 +194,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _sampling_arguments(parser)
 
 
-def _evaluate(known: argparse.Namespace, rest: list[str]) -> int:
-    options = _dotted(rest)
+def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known, options = _with_plugin_options(parser, arguments)
     metrics = [name for part in known.metrics for name in part.split(",") if name]
     from tinydiffusion.commands.evaluate import evaluate
 
@@ -216,7 +224,8 @@ def _sanity_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _sanity(known: argparse.Namespace, overrides: list[str]) -> int:
+def _sanity(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known, overrides = parser.parse_known_args(arguments)
     settings = config.load(known.config, overrides)
     from tinydiffusion.commands.sanity import sanity
 
@@ -227,9 +236,8 @@ def _plugins_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", nargs="?", choices=list(registry.KINDS), help="One kind only.")
 
 
-def _plugins(known: argparse.Namespace, rest: list[str]) -> int:
-    if rest:
-        raise UsageError(f"unknown argument {rest[0]!r}")
+def _plugins(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known = parser.parse_args(arguments)
     for kind in [known.kind] if known.kind else registry.KINDS:
         others = registry.installed(kind)
         for name in registry.names(kind):
@@ -238,35 +246,37 @@ def _plugins(known: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _dotted(arguments: list[str]) -> dict[str, dict[str, Any]]:
-    """`["--fid.weights", "f.pth"]` as `{"fid": {"weights": "f.pth"}}`, values read as YAML.
-
-    Raises:
-        UsageError: an argument that is not of this form.
-    """
-    import yaml
-
+def _with_plugin_options(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
+    """The parsed arguments, and `--fid.weights f.pth` as `{"fid": {"weights": "f.pth"}}`."""
+    own: list[str] = []
+    dotted: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if flag.startswith("--") and "." in flag:
+            dotted += [word] if equals else [word, *islice(words, 1)]
+        else:
+            own.append(word)
     options: dict[str, dict[str, Any]] = {}
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    for flag, value in zip(words[::2], [*words[1::2], None], strict=False):
-        group, dot, option = flag.removeprefix("--").partition(".")
-        if not (flag.startswith("--") and dot) or value is None:
-            raise UsageError(f"unknown argument {flag!r}, or a value is missing")
-        options.setdefault(group, {})[option.replace("-", "_")] = yaml.safe_load(value)
-    return options
+    for key, value in config.read_flags(dotted).items():
+        plugin, _, option = key.partition(".")
+        options.setdefault(plugin, {})[option] = value
+    return parser.parse_intermixed_args(own), options
 
 
 def _train_epilog() -> str:
     return (
-        "Any key of the config is a flag too, such as --training.batch_size 32 or\n"
-        "--dataset.name folder --dataset.path my/pictures:\n\n" + config.help_text()
+        "Any key of the config is a flag too, such as --training.batch_size 32, and so is any\n"
+        "option of a plug-in, such as --network.channels '[64, 128]':\n\n" + config.help_text()
     )
 
 
 Command = tuple[
     str,
     Callable[[argparse.ArgumentParser], None],
-    Callable[[argparse.Namespace, list[str]], int],
+    Callable[[argparse.ArgumentParser, list[str]], int],
 ]
 COMMANDS: dict[str, Command] = {
     "train": ("Train a text-to-image model.", _train_arguments, _train),
