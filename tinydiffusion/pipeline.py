@@ -104,8 +104,7 @@ class TextToImage:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         sampling = sampling or self.config.sampling
-        sigmas = self.denoiser.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
-        sampler = self._sampler(sampling.sampler, sampler_options or {})
+        sampler, sigmas = self.prepare(sampling, sampler_options)
         generators = picture_generators(seed, 0, len(prompts))
         for first in range(0, len(prompts), batch_size):
             batch = slice(first, first + batch_size)
@@ -116,6 +115,17 @@ class TextToImage:
                 )
                 x = sampler(denoise, noise * sigmas[0], sigmas, generators=generators[batch])
             yield to_uint8(x)
+
+    def prepare(
+        self, sampling: SamplingConfig, sampler_options: dict[str, Any] | None = None
+    ) -> tuple[Callable[..., Tensor], Float[Tensor, "S_plus_1"]]:
+        """The sampler with its options, and its noise levels.
+
+        Raises:
+            ValueError: one of the settings is unknown or out of its range.
+        """
+        sigmas = self.denoiser.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
+        return self._sampler(sampling.sampler, sampler_options or {}), sigmas
 
     def num_truncated(self, prompts: Sequence[str]) -> int:
         """How many prompts are longer than the text encoder reads."""

@@ -67,6 +67,10 @@ def evaluate(
             batch_size=batch_size,
         )
     else:
+        if overrides:
+            raise ConfigError(
+                f"{target} holds samples, not a model: leave out {', '.join(overrides)}"
+            )
         samples = _samples(target, num_images)
         reference = _reference_of_samples(evaluators, data, len(samples[0]["image"][0]))
         context = {"kind": "samples"}

@@ -29,6 +29,7 @@ from tinydiffusion.commands._pictures import save_labelled_grid
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, Score, Selective
+from tinydiffusion.training.checkpoint import CheckpointFolder
 from tinydiffusion.training.console import console_tracker
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.trackers import TensorBoardTracker
@@ -46,6 +47,8 @@ console = Console(stderr=True, highlight=False)
 def train(config: Config, run_dir: Path, *, resume: bool, dry_run: bool) -> int:
     """The exit code: 0 at the end of the run, 128 + the signal's number where one stopped it."""
     started = time.monotonic()
+    if not (resume or dry_run) and CheckpointFolder(run_dir / "checkpoints").list():
+        raise ConfigError(f"{run_dir} already holds a run; add --resume, or take another --run-dir")
     run = _Run(config, run_dir)
     run.describe()
     if dry_run:
@@ -67,11 +70,13 @@ class _Run:
     """The components of one run, built and checked before anything is computed."""
 
     def __init__(self, config: Config, run_dir: Path) -> None:
+        _check_counts(config)
         self.config, self.run_dir = config, run_dir
         self.device = pick_device(config.training.device)
         self.evaluators = build_evaluators(config.evaluation.metrics, config.evaluation.options)
         self.dataset = build_dataset(config.dataset)
         self.validation = build_validation(config)
+        self.reference = self._reference()
         self.captions, data_fingerprint = survey(self.dataset)
         image = self.dataset[0]["image"]
         self.objective: Any = build_objective(config, self.captions, len(image)).to(self.device)
@@ -82,16 +87,19 @@ class _Run:
             image.shape,
             precision=config.training.precision,
         )
+        self.pipeline.prepare(config.sampling)  # wrong settings raise here
         self.trainer = self._trainer(data_fingerprint)
 
-    @property
-    def reference(self) -> Dataset:
+    def _reference(self) -> Dataset:
         """The set whose captions are the evaluation's prompts."""
-        if self.config.evaluation.reference == "train":
-            return self.dataset
-        if self.validation is None:
-            raise ConfigError("evaluation.reference is 'validation', but there is no validation")
-        return self.validation
+        evaluation = self.config.evaluation
+        if evaluation.reference == "validation" and self.validation is not None:
+            return self.validation
+        if evaluation.reference == "validation" and evaluation.metrics:
+            raise ConfigError(
+                "evaluation.reference is 'validation', but there is no validation set"
+            )
+        return self.dataset
 
     def describe(self) -> None:
         """Print the settings, the data and the size of the model."""
@@ -218,6 +226,18 @@ def _identity(config: Config, data_fingerprint: str) -> dict[str, Any]:
     names = ("dataset", "text_encoder", "network", "objective", "diffusion", "seed")
     kept = {name: values[name] for name in names}
     return {**kept, "training": training, "data_fingerprint": data_fingerprint}
+
+
+def _check_counts(config: Config) -> None:
+    sampling, evaluation = config.sampling, config.evaluation
+    for key, value, least in (
+        ("seed", config.seed, 0),
+        ("sampling.every", sampling.every, 1),
+        ("sampling.num_prompts", sampling.num_prompts, 1),
+        ("evaluation.num_images", evaluation.num_images, 1),
+    ):
+        if value < least:
+            raise ConfigError(f"{key} must be at least {least}, got {value}")
 
 
 def _micro_batch_size(batch_size: int, accumulation: int) -> int:
