@@ -39,7 +39,7 @@ def captions_of(example: Example) -> list[str]:
 
 
 def survey(dataset: Dataset) -> tuple[list[str], str]:
-    """Captions and fingerprint of at most SURVEYED examples, evenly spread over the set.
+    """Captions and fingerprint of at most SURVEYED examples spread over the set.
 
     Returns:
         The captions that a text encoder learns its vocabulary from, and a SHA-256 of ids, captions
@@ -47,12 +47,22 @@ def survey(dataset: Dataset) -> tuple[list[str], str]:
     """
     captions: list[str] = []
     digest = hashlib.sha256(str(len(dataset)).encode())
-    for i in range(0, len(dataset), -(-len(dataset) // SURVEYED)):
+    for i in spread(len(dataset), SURVEYED):
         example = dataset[i]
         captions += captions_of(example)
         digest.update("\0".join([example["id"], *captions_of(example)]).encode())
         digest.update(example["image"].contiguous().numpy().data)
     return captions, digest.hexdigest()
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of `count` places, ascending and always the same.
+
+    Drawn, not evenly spaced: a data set may repeat itself with a period (scenes take turns between
+    categories), and an even stride would see one phase of it only.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return sorted(order[:wanted].tolist())
 
 
 def build_text_encoder(section: dict[str, Any], captions: Sequence[str]) -> TextEncoder:

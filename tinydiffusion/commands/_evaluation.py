@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tinydiffusion.build import captions_of
+from tinydiffusion import __version__
+from tinydiffusion.build import captions_of, spread
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, EvalBatch, Evaluator, Score
 
@@ -24,11 +25,10 @@ MIN_REFERENCE = 10_000
 
 
 def evaluation_prompts(dataset: Dataset, num_images: int) -> list[str]:
-    """The first caption of evenly spread examples; of each example in turn where there are few."""
+    """The first caption of examples spread over the set; of all in turn where there are too few."""
     count = len(dataset)
-    places = [
-        i * count // num_images if num_images <= count else i % count for i in range(num_images)
-    ]
+    places = spread(count, num_images)
+    places = [places[i % len(places)] for i in range(num_images)]
     return [captions_of(dataset[place])[0] for place in places]
 
 
@@ -128,8 +128,9 @@ def write_report(file: Path, rows: Sequence[Mapping[str, Any]], context: Mapping
 
 def environment() -> dict[str, Any]:
     """Versions and machine, for the report."""
-    packages = ("tinydiffusion", "torch", "diffusers", "open_clip_torch")
+    packages = ("torch", "diffusers", "open_clip_torch")
     return {
+        "tinydiffusion": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
@@ -146,7 +147,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     for row in rows:
         interval = "" if row["ci95"] is None else "{:.3f} - {:.3f}".format(*row["ci95"])
         table.add_row(row["name"], f"{row['value']:.4g}", interval, str(row["n"]))
-    console = Console()
+    console = Console(highlight=False, markup=False)
     console.print(table)
     for warning in dict.fromkeys(w for row in rows for w in row["warnings"]):
-        console.print(f"warning: {warning}", markup=False, highlight=False)
+        console.print(f"warning: {warning}", soft_wrap=True)

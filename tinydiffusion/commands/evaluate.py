@@ -80,7 +80,7 @@ def evaluate(
         )
     if out is not None:
         write_report(out, rows, {"target": str(target), "data": data, **context})
-        Console(stderr=True).print(f"report in {out}", highlight=False)
+        Console(stderr=True, markup=False, soft_wrap=True).print(f"report in {out}")
     print_table(rows, str(target))
     return 0
 

@@ -34,7 +34,7 @@ def sample(
     precision: Precision,
 ) -> int:
     """0 once `num_images` pictures of every prompt are written."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     pipeline = TextToImage.from_pretrained(model, device=pick_device(device), precision=precision)
     settings = dataclasses.replace(pipeline.config.sampling, **overrides)
     every = [prompt for prompt in prompts for _ in range(num_images)]
@@ -51,11 +51,11 @@ def sample(
     )
     images = torch.cat(list(_with_progress(batches, -(-len(every) // batch_size), console)))
     save_samples(out, images, _rows(every, seed, negative_prompt, settings, sampler_options))
-    console.print(f"{len(every)} pictures in {out}/", highlight=False)
+    console.print(f"{len(every)} pictures in {out}/")
     if grid is not None:
         columns = num_images if len(prompts) > 1 else min(8, num_images)
         save_grid(grid, images, every, columns, seed)
-        console.print(f"grid in {grid}", highlight=False)
+        console.print(f"grid in {grid}")
     return 0
 
 

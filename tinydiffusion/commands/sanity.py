@@ -40,7 +40,7 @@ MAX_ERROR = 0.08
 MIN_SHARE = 0.9
 """Of prompts whose sample is nearest to their own picture."""
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def sanity(config: Config) -> int:

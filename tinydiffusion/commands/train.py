@@ -41,7 +41,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 """Training settings that do not decide what is learned: a resumed run may change them."""
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def train(config: Config, run_dir: Path, *, resume: bool, dry_run: bool) -> int:
@@ -109,7 +109,7 @@ class _Run:
                 continue
             console.print(f"{name} set: {len(dataset)} pictures of {_size(dataset)}")
             if isinstance(dataset, Selective) and (skipped := dataset.describe_skipped()):
-                console.print(f"  skipped: {skipped}", markup=False)
+                console.print(f"  skipped: {skipped}")
         encoder = self.objective.text_encoder
         if cut := encoder.tokenize(self.captions).num_truncated:
             limit = encoder.max_length

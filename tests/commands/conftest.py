@@ -1,0 +1,67 @@
+"""A run so small that it takes a second, and its model."""
+
+from pathlib import Path
+
+import pytest
+
+from tinydiffusion.cli import main
+
+TINY = """
+dataset: {name: scenes, size: 16, num_scenes: 32}
+validation: {split: held_out, num_scenes: 8}
+text_encoder: {name: clip, width: 32, layers: 1, heads: 2}
+network: {name: unet, channels: [32, 32], layers_per_block: 1}
+training:
+  {num_pictures: 64, batch_size: 8, warmup_pictures: 8, checkpoint_every: 32, log_every: 16,
+   precision: float32, device: cpu}
+sampling: {steps: 2, every: 32, num_prompts: 4}
+evaluation: {metrics: [pixel_fd], num_images: 8}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    """The config file."""
+    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    file.write_text(TINY)
+    return str(file)
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory) -> Path:
+    """The folder of a run that has ended; tests leave it as it is."""
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", "--config", tiny, "--run-dir", str(run_dir)]) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def model(finished) -> str:
+    return str(finished / "model")
+
+
+@pytest.fixture
+def mistake(capsys):
+    """Runs a command line that must end in one line on standard error and exit code 2."""
+
+    def mistake(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main(list(arguments)) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    return mistake
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+@pytest.fixture
+def unchanged():
+    """A folder's bytes, to be compared."""
+    return contents

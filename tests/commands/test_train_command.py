@@ -1,0 +1,250 @@
+"""Proves what `train` writes, refuses and resumes; a mistake ends in one line before it runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from tinydiffusion.cli import main
+from tinydiffusion.config import load
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """The finished run once more, to be changed."""
+    return shutil.copytree(finished, tmp_path / "copy")
+
+
+# ---- a run -----------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    written = {str(file.relative_to(finished)) for file in finished.rglob("*") if file.is_file()}
+    assert written >= {
+        "config.yaml", "metrics.jsonl", "report.json", "grid.png", "model/model_index.json",
+        "samples/00000000.png", "samples/00000032.png", "samples/00000064.png",
+    }  # fmt: skip
+    names = sorted(folder.name for folder in (finished / "checkpoints").iterdir())
+    assert names == ["000001-pictures-32", "000002-pictures-64"]
+
+
+def test_the_resolved_config_is_saved(finished, tiny):
+    assert load(finished / "config.yaml") == load(tiny)
+    saved = yaml.safe_load((finished / "config.yaml").read_text())
+    assert saved["training"]["learning_rate"] == 1e-3  # a default
+
+
+def test_metrics_hold_loss_validation_loss_and_grids(finished):
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    seen = {
+        name: [row["pictures_seen"] for row in rows if name in row]
+        for name in ("loss", "validation_loss", "grid")
+    }
+    assert seen["loss"] == [16, 32, 48, 64]
+    assert seen["validation_loss"] == seen["grid"] == [0, 32, 64]
+
+
+def test_grids_show_the_prompts_that_they_name(finished):
+    with Image.open(finished / "samples/00000064.png") as grid:
+        assert len(json.loads(grid.text["prompts"])) == 4
+        assert grid.text["seed"] == "0"
+        assert grid.size == (8 * 18 + 2, 18 + 2)
+    with Image.open(finished / "grid.png") as grid:
+        assert grid.height > 96
+
+
+def test_the_report_has_a_row_for_every_result(finished):
+    report = json.loads((finished / "report.json").read_text())
+    assert report["schema"] == "tinydiffusion.eval/1"
+    assert report["context"]["pictures_seen"] == 64
+    assert report["context"]["environment"]["torch"]
+    assert report["context"]["config"]["training"]["batch_size"] == 8
+    rows = {row["name"]: row for row in report["results"]}
+    assert rows.keys() == {"pixel_fd", "pictures_per_second"}
+    for row in rows.values():
+        assert {"name", "value", "ci95", "n", "evaluator", "provenance"} <= row.keys()
+    assert rows["pixel_fd"]["n"] == 8
+    assert rows["pictures_per_second"]["value"] > 0
+
+
+def test_output_ends_with_a_table_and_the_next_command(tiny, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    assert main(["train", "--config", tiny, "--run-dir", str(run_dir)]) == 0
+    captured = capsys.readouterr()
+    assert "pixel_fd" in captured.out
+    assert "training set: 32 pictures of 16x16" in captured.err
+    assert "validation set: 8 pictures of 16x16" in captured.err
+    shown = " ".join(captured.err.split())
+    assert f'next: python sample.py {run_dir}/model "' in shown
+
+
+def test_without_validation_or_metrics_there_is_still_a_grid(tiny, tmp_path):
+    flags = ["--validation", "null", "--evaluation.metrics", "[]", "--training.num_pictures", "8"]
+    run_dir = tmp_path / "run"
+    assert main(["train", "--config", tiny, "--run-dir", str(run_dir), *flags]) == 0
+    assert (run_dir / "grid.png").is_file()
+    (row,) = json.loads((run_dir / "report.json").read_text())["results"]
+    assert row["name"] == "pictures_per_second"
+
+
+# ---- again -----------------------------------------------------------------------------------
+
+
+def test_a_second_run_in_the_same_folder_is_refused(finished, tiny, mistake, unchanged):
+    before = unchanged(finished)
+    for flags in ([], ["--seed", "1"]):
+        message = mistake("train", "--config", tiny, "--run-dir", str(finished), *flags)
+        assert message.startswith(f"{finished} already holds a run; add --resume")
+    assert unchanged(finished) == before
+
+
+def test_resume_starts_where_there_is_nothing(tiny, tmp_path, finished, unchanged):
+    run_dir = tmp_path / "new"
+    assert main(["train", "--config", tiny, "--run-dir", str(run_dir), "--resume"]) == 0
+    assert unchanged(run_dir / "model") == unchanged(finished / "model")
+
+
+def test_resume_goes_on_from_the_newest_checkpoint(copy, tiny, finished, unchanged, capsys):
+    shutil.rmtree(copy / "checkpoints/000002-pictures-64")
+    shutil.rmtree(copy / "model")
+    (copy / "report.json").unlink()
+    assert main(["train", "--config", tiny, "--run-dir", str(copy), "--resume"]) == 0
+    assert "resuming from picture 32" in capsys.readouterr().err
+    assert unchanged(copy / "model") == unchanged(finished / "model")
+    assert (copy / "report.json").is_file()
+
+
+def test_resume_of_a_finished_run_trains_nothing(copy, tiny, finished, unchanged):
+    assert main(["train", "--config", tiny, "--run-dir", str(copy), "--resume"]) == 0
+    for part in ("model", "checkpoints"):
+        assert unchanged(copy / part) == unchanged(finished / part)
+
+
+def test_resume_with_other_settings_names_them(copy, tiny, capsys):
+    flags = ["--training.learning_rate", "0.5", "--network.channels", "[32, 64]"]
+    assert main(["train", "--config", tiny, "--run-dir", str(copy), "--resume", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "training.learning_rate: 0.001 -> 0.5" in error
+    assert "network.channels: [32, 32] -> [32, 64]" in error
+
+
+def test_resume_with_other_data_is_refused(copy, tiny, capsys):
+    flags = ["--dataset.seed", "1"]
+    assert main(["train", "--config", tiny, "--run-dir", str(copy), "--resume", *flags]) == 2
+    assert "data_fingerprint" in capsys.readouterr().err
+
+
+def test_what_does_not_touch_the_weights_may_change(copy, tiny, finished, unchanged):
+    shutil.rmtree(copy / "checkpoints/000002-pictures-64")
+    flags = ["--training.log_every", "8", "--training.num_workers", "1", "--sampling.steps", "1"]
+    assert main(["train", "--config", tiny, "--run-dir", str(copy), "--resume", *flags]) == 0
+    weights = "model/network/diffusion_pytorch_model.safetensors"
+    assert (copy / weights).read_bytes() == (finished / weights).read_bytes()
+
+
+# ---- dry run ---------------------------------------------------------------------------------
+
+
+def test_a_dry_run_trains_nothing_and_writes_nothing(tiny, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    assert main(["train", "--config", tiny, "--run-dir", str(run_dir), "--dry-run"]) == 0
+    error = capsys.readouterr().err
+    assert "learning_rate: 0.001" in error
+    assert "pictures/s" in error
+    assert "minutes of training" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_run_leaves_it_alone(finished, tiny, unchanged):
+    before = unchanged(finished)
+    assert main(["train", "--config", tiny, "--run-dir", str(finished), "--dry-run"]) == 0
+    assert unchanged(finished) == before
+
+
+def test_a_dry_run_says_where_the_time_limit_ends_the_run(tiny, tmp_path, capsys):
+    flags = ["--training.max_minutes", "0.001", "--training.num_pictures", "1000000"]
+    run_dir = str(tmp_path / "run")
+    assert main(["train", "--config", tiny, "--run-dir", run_dir, "--dry-run", *flags]) == 0
+    assert "max_minutes 0.001 ends the run after about" in " ".join(capsys.readouterr().err.split())
+
+
+# ---- mistakes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--training.batch_sise", "3"], "unknown key 'training.batch_sise'"),
+        (["--training.batch_siz", "3"], "unknown key 'training.batch_siz'"),
+        (["--training.batch_size", "many"], "training.batch_size must be int, got 'many'"),
+        (["--training.batch_size", "0"], "batch_size must be at least 1"),
+        (["--training.accumulation", "3"], "training.batch_size 8 must be a multiple"),
+        (["--training.learning_rate", "0"], "learning_rate must be positive"),
+        (["--training.device", "gpu"], "training.device 'gpu' is not available"),
+        (["--sampling.sampler", "eulr"], "unknown sampler 'eulr' (did you mean 'euler'?)"),
+        (["--sampling.sampler", "diffusers"], "sampler 'diffusers' needs the option 'scheduler'"),
+        (["--sampling.steps", "0"], "num_inference_steps must be in [1, 1000]"),
+        (["--sampling.spacing", "even"], "unknown spacing 'even'"),
+        (["--sampling.every", "0"], "sampling.every must be at least 1, got 0"),
+        (["--sampling.num_prompts", "0"], "sampling.num_prompts must be at least 1, got 0"),
+        (["--evaluation.num_images", "0"], "evaluation.num_images must be at least 1, got 0"),
+        (["--evaluation.metrics", "[pixel_fs]"], "unknown evaluator 'pixel_fs'"),
+        (["--evaluation.options", "{fid: {}}"], "options for 'fid', which is not among"),
+        (["--validation", "null"], "evaluation.reference is 'validation', but there is no"),
+        (["--seed", "-1"], "seed must be at least 0, got -1"),
+        (["--dataset.size", "15"], "size=15"),
+        (["--dataset.sise", "16"], "dataset 'scenes' has no option 'sise' (did you mean 'size'?)"),
+        (["--validation.splt", "x"], "dataset 'scenes' has no option 'splt'"),
+        (["--network.chanels", "[32]"], "network 'unet' has no option 'chanels'"),
+        (["--network.channels", "32"], "option 'channels' of network 'unet' must be list[int]"),
+        (["--network.channels", "[32, 48]"], "multiples of head_dim 32, got 48"),
+        (["--text_encoder.width", "wide"], "option 'width' of text_encoder 'clip' must be int"),
+        (["--text_encoder.name", "clp"], "unknown text_encoder 'clp' (did you mean 'clip'?)"),
+        (["--objective.weighting", "min_snt"], "unknown weighting 'min_snt'"),
+        (["--objective.gamma", "big"], "option 'gamma' of objective 'denoising' must be float"),
+        (["--diffusion.schedule", "flaw"], "unknown schedule 'flaw' (did you mean 'flow'?)"),
+        (["--diffusion.prediction_type", "epsilon"], "cannot be used with a schedule that ends"),
+        (["--config"], "--config"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_leaves_no_folder(tiny, tmp_path, mistake, flags, message):
+    run_dir = tmp_path / "run"
+    line = mistake("train", "--config", tiny, "--run-dir", str(run_dir), *flags)
+    assert message in line
+    assert not run_dir.exists()
+
+
+@pytest.fixture
+def folder_config(tiny, tmp_path):
+    """The tiny run with a folder for data set."""
+
+    def write(path) -> str:
+        settings = yaml.safe_load(Path(tiny).read_text())
+        settings["dataset"] = {"name": "folder", "path": str(path), "size": 16}
+        file = tmp_path / "folder.yaml"
+        file.write_text(yaml.safe_dump({**settings, "validation": None}))
+        return str(file)
+
+    return write
+
+
+def test_a_missing_data_folder_is_named(folder_config, tmp_path, mistake):
+    config = folder_config(tmp_path / "nowhere")
+    line = mistake("train", "--config", config, "--evaluation.reference", "train")
+    assert line == f"no such folder: {tmp_path / 'nowhere'}"
+
+
+def test_a_folder_without_captions_is_named(folder_config, tmp_path, mistake):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (16, 16)).save(pictures / "a.png")
+    line = mistake("train", "--config", folder_config(pictures), "--evaluation.reference", "train")
+    assert line.startswith(f"no captions in {pictures}")
+    assert "metadata.jsonl" in line
+
+
+def test_a_missing_config_is_named(mistake):
+    assert mistake("train", "--config", "nope.yaml") == "there is no config file nope.yaml"
