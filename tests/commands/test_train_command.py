@@ -71,14 +71,16 @@ def test_the_report_has_a_row_for_every_result(finished):
 
 
 def test_output_ends_with_a_table_and_the_next_command(tiny, tmp_path, capsys):
-    run_dir = tmp_path / "run"
-    assert main(["train", "--config", tiny, "--run-dir", str(run_dir)]) == 0
+    """Word for word, brackets included, which the terminal library would take for a style."""
+    run_dir = tmp_path / "[bold]" / ("long" * 20)
+    flags = ["--sampling.prompts", "['[red] circle', '[/b] x']"]
+    assert main(["train", "--config", tiny, "--run-dir", str(run_dir), *flags]) == 0
     captured = capsys.readouterr()
     assert "pixel_fd" in captured.out
     assert "training set: 32 pictures of 16x16" in captured.err
     assert "validation set: 8 pictures of 16x16" in captured.err
-    shown = " ".join(captured.err.split())
-    assert f'next: python sample.py {run_dir}/model "' in shown
+    assert "  - '[red] circle'\n  - '[/b] x'\n" in captured.err
+    assert captured.err.splitlines()[-1].startswith(f'next: python sample.py {run_dir}/model "')
 
 
 def test_without_validation_or_metrics_there_is_still_a_grid(tiny, tmp_path):
