@@ -1,7 +1,6 @@
 """The command line: reads arguments, answers `--help` without importing torch, reports mistakes."""
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -12,6 +11,10 @@ from tinydiffusion import config, registry
 
 USER_MISTAKE, NON_FINITE = 2, 4
 """Exit codes; a run stopped by SIGINT ends with 130, by SIGTERM with 143."""
+
+
+SAMPLING_FLAGS = ("sampler", "steps", "spacing", "guidance_scale", "guidance_rescale")
+"""Settings of `config.SamplingConfig` that are flags of sample and evaluate."""
 
 
 class UsageError(ValueError):
@@ -102,10 +105,10 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", type=Path, help="A model folder, such as runs/quickstart/model.")
     add("prompt", nargs="*", help="One or more prompts.")
     add("--prompts", type=Path, metavar="FILE", help="A text file with one prompt a line.")
-    add("--num-images", type=int, default=1, metavar="N", help="Pictures per prompt; default 1.")
+    add("--num-images", type=_count, default=1, metavar="N", help="Pictures per prompt; default 1.")
     add("--negative-prompt", default="", metavar="TEXT", help="What guidance moves away from.")
     add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
-    add("--batch-size", type=int, default=32, metavar="N", help="Default 32; changes no picture.")
+    add("--batch-size", type=_count, default=32, metavar="N", help="Default 32; alters no picture.")
     add("--out", type=Path, default=Path("samples"), metavar="DIR", help="Default samples/.")
     add("--grid", type=Path, metavar="FILE", help="Write all pictures as one PNG too.")
     _sampling_arguments(parser)
@@ -160,14 +163,17 @@ def _prompts(known: argparse.Namespace) -> list[str]:
         prompts += [line for line in lines if line.strip()]
     if not prompts:
         raise UsageError("no prompt; give one or more after the model, or --prompts FILE")
-    if known.num_images < 1:
-        raise UsageError(f"--num-images must be at least 1, got {known.num_images}")
     return prompts
 
 
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
 def _sampling_overrides(known: argparse.Namespace) -> dict[str, Any]:
-    fields = [field.name for field in dataclasses.fields(config.SamplingConfig)]
-    values = {name: getattr(known, name, None) for name in fields}
+    values = {name: getattr(known, name) for name in SAMPLING_FLAGS}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -187,10 +193,10 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="Reference: a folder of captioned pictures, or `validation` or `train` of the model's "
         "config; default validation. A model's prompts are its captions.",
     )  # fmt: skip
-    add("--num-images", type=int, default=512, metavar="N", help="Pictures to judge; default 512.")
+    add("--num-images", type=_count, default=512, metavar="N", help="Pictures; default 512.")
     add("--out", type=Path, metavar="FILE.json", help="Write the report; default: print only.")
     add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
-    add("--batch-size", type=int, default=64, metavar="N", help="Default 64; changes no picture.")
+    add("--batch-size", type=_count, default=64, metavar="N", help="Default 64; alters no picture.")
     _sampling_arguments(parser)
 
 

@@ -197,8 +197,8 @@ def read_flags(arguments: Sequence[str]) -> dict[str, Any]:
         flag, equals, text = word.partition("=")
         if not flag.startswith("--"):
             raise ConfigError(f"unknown argument {word!r}")
-        text = text if equals else next(words, None)
-        if text is None:
+        text = text if equals else next(words, "--")
+        if text.startswith("--"):
             raise ConfigError(f"{flag} has no value, or is no flag")
         try:
             flags[flag.removeprefix("--")] = yaml.load(text, _Loader)

@@ -42,8 +42,6 @@ def evaluate(
     precision: Precision,
 ) -> int:
     """0 once every metric is printed and, with `out`, written."""
-    if num_images < 1:
-        raise ConfigError(f"--num-images must be at least 1, got {num_images}")
     evaluators = build_evaluators(metrics, options)
     if (target / "model_index.json").is_file():
         pipeline = TextToImage.from_pretrained(

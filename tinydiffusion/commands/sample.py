@@ -53,7 +53,7 @@ def sample(
     save_samples(out, images, _rows(every, seed, negative_prompt, settings, sampler_options))
     console.print(f"{len(every)} pictures in {out}/")
     if grid is not None:
-        columns = num_images if len(prompts) > 1 else min(8, num_images)
+        columns = num_images if len(prompts) > 1 < num_images else min(8, len(every))
         save_grid(grid, images, every, columns, seed)
         console.print(f"grid in {grid}")
     return 0

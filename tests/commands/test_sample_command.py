@@ -1,0 +1,206 @@
+"""Proves what `sample` writes: pictures that depend on prompt and seed alone, and how they came."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tinydiffusion.build import build_dataset
+from tinydiffusion.cli import main
+
+PROMPTS = ["a red circle", "two blue squares", "a yellow star on a white background"]
+
+
+@pytest.fixture
+def sample(model, tmp_path):
+    """Samples into a new folder and returns it."""
+
+    def sample(*arguments: str, name: str = "out") -> Path:
+        out = tmp_path / name
+        assert main(["sample", model, *arguments, "--out", str(out)]) == 0
+        return out
+
+    return sample
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.glob("*.png"))}
+
+
+def rows(folder: Path) -> list[dict]:
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+# ---- what is written -------------------------------------------------------------------------
+
+
+def test_pictures_and_how_they_came(sample):
+    out = sample(*PROMPTS, "--num-images", "2", "--seed", "5", "--steps", "3")
+    assert sorted(file.name for file in out.iterdir()) == [
+        *(f"{i:05d}.png" for i in range(6)), "metadata.jsonl"
+    ]  # fmt: skip
+    assert rows(out) == [
+        {
+            "file_name": f"{i:05d}.png",
+            "text": PROMPTS[i // 2],
+            "seed": 5 + i,
+            "negative_prompt": "",
+            "sampler": "euler",
+            "sampler_options": {},
+            "steps": 3,
+            "spacing": "trailing",
+            "guidance_scale": 2.0,
+            "guidance_rescale": 0.0,
+        }
+        for i in range(6)
+    ]
+    for file in out.glob("*.png"):
+        with Image.open(file) as image:
+            assert (image.mode, image.size) == ("RGB", (16, 16))
+    assert len(set(pictures(out).values())) == 6
+
+
+def test_every_option_is_recorded_and_changes_the_pictures(sample):
+    plain = sample(PROMPTS[0], "--precision", "float32")
+    seen = [pictures(plain)]
+    for number, (flags, recorded) in enumerate(
+        [
+            (["--seed", "1"], {"seed": 1}),
+            (["--sampler", "heun"], {"sampler": "heun"}),
+            (["--sampler", "ddim", "--sampler.eta", "0.5"], {"sampler_options": {"eta": 0.5}}),
+            (["--sampler", "ddim", "--sampler.eta=1e-1"], {"sampler_options": {"eta": 0.1}}),
+            (["--steps", "4"], {"steps": 4}),
+            (["--spacing", "karras"], {"spacing": "karras"}),
+            (["--guidance-scale", "5"], {"guidance_scale": 5.0}),
+            (["--guidance-rescale", "0.7"], {"guidance_rescale": 0.7}),
+            (["--negative-prompt", "a dog"], {"negative_prompt": "a dog"}),
+            (["--precision", "bfloat16"], {}),
+        ]
+    ):
+        out = sample(PROMPTS[0], "--precision", "float32", *flags, name=str(number))
+        (row,) = rows(out)
+        assert row == {**rows(plain)[0], **{"sampler": row["sampler"]}, **recorded}
+        assert pictures(out) not in seen, flags
+        seen.append(pictures(out))
+
+
+def test_a_folder_of_samples_is_a_data_set(sample):
+    out = sample(*PROMPTS)
+    dataset = build_dataset({"name": "folder", "path": str(out), "size": 16})
+    assert [example["caption"] for example in map(dataset.__getitem__, range(3))] == PROMPTS
+
+
+def test_prompts_may_stand_anywhere(sample):
+    before = sample("--seed", "3", *PROMPTS[:2], name="before")
+    between = sample(PROMPTS[0], "--seed", "3", PROMPTS[1], name="between")
+    assert pictures(before) == pictures(between)
+
+
+# ---- seeds -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "euler"])
+def test_the_batch_size_changes_no_byte(sample, sampler):
+    flags = ["a red circle left of a blue square", "--num-images", "8", "--sampler", sampler]
+    one = sample(*flags, "--batch-size", "1", name="one")
+    eight = sample(*flags, "--batch-size", "8", name="eight")
+    three = sample(*flags, "--batch-size", "3", name="three")
+    assert len(pictures(one)) == 8
+    assert pictures(one) == pictures(eight) == pictures(three)
+
+
+def test_picture_i_has_seed_plus_i(sample):
+    together = pictures(sample(PROMPTS[0], "--num-images", "3", name="together"))
+    alone = pictures(sample(PROMPTS[0], "--seed", "2", name="alone"))
+    assert alone["00000.png"] == together["00002.png"]
+
+
+# ---- prompts from a file, grids --------------------------------------------------------------
+
+
+def test_prompts_of_a_file(sample, tmp_path):
+    """One a line; empty lines and a byte order mark are no prompts, and odd characters stay."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeffa red circle\n\n  \nein rötlicher Kreis 🙂\r\n", encoding="utf-8")
+    out = sample("first", "--prompts", str(file))
+    assert [row["text"] for row in rows(out)] == ["first", "a red circle", "ein rötlicher Kreis 🙂"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "columns", "lines"),
+    [
+        ([PROMPTS[0], "--num-images", "3"], 3, 1),
+        ([PROMPTS[0], "--num-images", "9"], 8, 2),
+        ([*PROMPTS, "--num-images", "2"], 2, 3),
+    ],
+)
+def test_a_grid_has_a_row_for_each_prompt(sample, tmp_path, arguments, columns, lines):
+    """... and holds the very pictures that are written."""
+    file = tmp_path / "new" / "grid.png"
+    out = sample(*arguments, "--grid", str(file))
+    with Image.open(file) as grid:
+        assert grid.size == (columns * 18 + 2, lines * 18 + 2)
+        assert json.loads(grid.text["prompts"]) == [row["text"] for row in rows(out)]
+        for i, picture in enumerate(sorted(out.glob("*.png"))):
+            row, column = divmod(i, columns)
+            left, top = 2 + 18 * column, 2 + 18 * row
+            with Image.open(picture) as image:
+                assert grid.crop((left, top, left + 16, top + 16)).tobytes() == image.tobytes()
+
+
+def test_several_prompts_with_one_picture_each_fill_rows(sample, tmp_path):
+    file = tmp_path / "grid.png"
+    sample(*PROMPTS, "--grid", str(file))
+    with Image.open(file) as grid:
+        assert grid.width > grid.height
+
+
+def test_long_prompts_are_reported(sample, capsys):
+    sample(PROMPTS[0], "red " * 100)
+    assert "1 of 2 prompts are longer than" in capsys.readouterr().err
+
+
+# ---- mistakes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no prompt; give one or more after the model, or --prompts FILE"),
+        (["a", "--prompts", "nope.txt"], "--prompts nope.txt: there is no such file"),
+        (["a", "--num-images", "0"], "argument --num-images: must be at least 1, got 0"),
+        (["a", "--num-images", "two"], "argument --num-images: invalid"),
+        (["a", "--batch-size", "0"], "argument --batch-size: must be at least 1, got 0"),
+        (["a", "--seed", "-1"], "seed"),
+        (["a", "--sampler", "eulr"], "unknown sampler 'eulr' (did you mean 'euler'?); there are"),
+        (["a", "--sampler", "diffusers"], "sampler 'diffusers' needs the option 'scheduler'"),
+        (["a", "--sampler.eta", "1"], "sampler 'euler' has no option 'eta'"),
+        (["a", "--sampler", "ddim", "--sampler.eta", "x"], "must be float, got 'x'"),
+        (["a", "--sampler", "ddim", "--sampler.eta", "[1"], "'[1' is not YAML"),
+        (["a", "--sampler.eta"], "--sampler.eta has no value"),
+        (["a", "--sampling.steps", "3"], "unknown arguments for 'sampling'"),
+        (["a", "--steps", "0"], "num_inference_steps must be in [1, 1000]"),
+        (["a", "--spacing", "trailin"], "unknown spacing 'trailin' (did you mean 'trailing'?)"),
+        (["a", "--guidance-rescale", "2"], "guidance_rescale must be in [0, 1], got 2.0"),
+        (["a", "--guidence-scale", "2"], "unrecognized arguments: --guidence-scale"),
+        (["a", "--guidance", "2"], "unrecognized arguments: --guidance"),
+        (["a", "--device", "gpu"], "'gpu' is not available"),
+        (["a", "--precision", "float16"], "invalid choice: 'float16'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(model, tmp_path, mistake, arguments, message):
+    out = tmp_path / "out"
+    assert message in mistake("sample", model, *arguments, "--out", str(out))
+    assert not out.exists()
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path, mistake):
+    assert str(tmp_path / "model_index.json") in mistake("sample", str(tmp_path), "a")
+
+
+def test_prompts_that_are_no_text_are_named(model, tmp_path, mistake):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"\xff\xfe\x00")
+    assert mistake("sample", model, "--prompts", str(file)).startswith(f"--prompts {file}: not a")
