@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from tinydiffusion.cli import main
 from tinydiffusion.config import load
@@ -68,6 +70,17 @@ def test_the_report_has_a_row_for_every_result(finished):
         assert {"name", "value", "ci95", "n", "evaluator", "provenance"} <= row.keys()
     assert rows["pixel_fd"]["n"] == 8
     assert rows["pictures_per_second"]["value"] > 0
+
+
+def test_the_model_has_the_average_weights_of_the_last_checkpoint(finished):
+    last = finished / "checkpoints/000002-pictures-64"
+    average, latest = (load_file(last / f"{part}.safetensors") for part in ("ema", "model"))
+    for part, prefix in (("network", "denoiser.network"), ("text_encoder", "text_encoder")):
+        weights = load_file(finished / f"model/{part}/diffusion_pytorch_model.safetensors")
+        assert weights
+        for name, tensor in weights.items():
+            assert torch.equal(tensor, average[f"{prefix}.{name}"])
+        assert any(not torch.equal(w, latest[f"{prefix}.{name}"]) for name, w in weights.items())
 
 
 def test_output_ends_with_a_table_and_the_next_command(tiny, tmp_path, capsys):
