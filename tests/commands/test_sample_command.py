@@ -92,6 +92,21 @@ def test_a_folder_of_samples_is_a_data_set(sample):
     assert [example["caption"] for example in map(dataset.__getitem__, range(3))] == PROMPTS
 
 
+def test_samples_of_an_earlier_call_make_room(sample):
+    sample(PROMPTS[0], "--num-images", "5")
+    out = sample(PROMPTS[1], "--num-images", "2")
+    assert list(pictures(out)) == ["00000.png", "00001.png"]
+    assert {row["text"] for row in rows(out)} == {PROMPTS[1]}
+
+
+def test_a_training_set_is_not_overwritten(model, tmp_path, mistake):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "00000.png", "text": "mine"}\n')
+    (tmp_path / "00000.png").write_bytes(b"mine")
+    line = mistake("sample", model, PROMPTS[0], "--out", str(tmp_path))
+    assert line == f"{tmp_path} holds captioned pictures that are no samples; take another"
+    assert (tmp_path / "00000.png").read_bytes() == b"mine"
+
+
 def test_prompts_may_stand_anywhere(sample):
     before = sample("--seed", "3", *PROMPTS[:2], name="before")
     between = sample(PROMPTS[0], "--seed", "3", PROMPTS[1], name="between")

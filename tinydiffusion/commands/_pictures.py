@@ -18,6 +18,21 @@ def to_pil(image: UInt8[Tensor, "C H W"]) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
 
 
+def earlier_samples(folder: Path) -> list[Path]:
+    """Pictures that an earlier call has left in the folder.
+
+    Raises:
+        ValueError: the folder's metadata.jsonl is not of samples; it would be overwritten.
+    """
+    metadata = folder / "metadata.jsonl"
+    if not metadata.exists():
+        return []
+    rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines()]
+    if not all("sampler" in row for row in rows):
+        raise ValueError(f"{folder} holds captioned pictures that are no samples; take another")
+    return [folder / Path(row["file_name"]).name for row in rows]
+
+
 def save_samples(
     folder: Path,
     images: Iterable[UInt8[Tensor, "C H W"]],

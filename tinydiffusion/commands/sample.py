@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from tinydiffusion.build import pick_device
-from tinydiffusion.commands._pictures import save_grid, save_samples
+from tinydiffusion.commands._pictures import earlier_samples, save_grid, save_samples
 from tinydiffusion.config import SamplingConfig
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.training.precision import Precision
@@ -36,6 +36,7 @@ def sample(
     """0 once `num_images` pictures of every prompt are written."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     pipeline = TextToImage.from_pretrained(model, device=pick_device(device), precision=precision)
+    earlier = earlier_samples(out)
     settings = dataclasses.replace(pipeline.config.sampling, **overrides)
     every = [prompt for prompt in prompts for _ in range(num_images)]
     if cut := pipeline.num_truncated(prompts):
@@ -50,6 +51,8 @@ def sample(
         sampler_options=sampler_options,
     )
     images = torch.cat(list(_with_progress(batches, -(-len(every) // batch_size), console)))
+    for file in earlier:
+        file.unlink(missing_ok=True)
     save_samples(out, images, _rows(every, seed, negative_prompt, settings, sampler_options))
     console.print(f"{len(every)} pictures in {out}/")
     if grid is not None:
