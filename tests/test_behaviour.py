@@ -66,6 +66,16 @@ def test_smoke_learns_something(smoke):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
+def test_smoke_model_makes_the_same_bytes_in_any_batch(smoke, tmp_path, sampler):
+    prompt = "a red circle left of a blue square on a white background"
+    flags = ["--num-images", "8", "--seed", "0", "--sampler", sampler, "--steps", "4"]
+    for size in ("1", "8"):
+        out = ["--batch-size", size, "--out", str(tmp_path / size)]
+        assert main(["sample", str(smoke / "model"), prompt, *flags, *out]) == 0
+    assert contents(tmp_path / "1") == contents(tmp_path / "8")
+
+
 # ---- stopped and resumed ---------------------------------------------------------------------
 
 KILLED = {
@@ -164,13 +174,13 @@ def climb(tmp_path, monkeypatch, capsys):
 
 def test_a_picture_is_learned_by_heart_and_swapped_captions_swap_pictures(climb):
     code, (error, own, swapped) = climb({1: 400, 2: 200})
-    assert error < 0.05
+    assert error < ladder.MAX_ERROR
     assert (own, swapped) == (1.0, 1.0)
     assert code == 0
 
 
 def test_a_model_that_cannot_read_fails_the_ladder(climb):
-    code, (error, _, swapped) = climb({1: 2, 2: 200}, "--objective.caption_dropout_prob", "1.0")
+    code, (error, own, swapped) = climb({1: 2, 2: 200}, "--objective.caption_dropout_prob", "1.0")
     assert error > 0.1  # two steps teach nothing
-    assert swapped < 1
+    assert min(own, swapped) < 1  # the noise alone decides
     assert code == 1

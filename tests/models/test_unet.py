@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F  # noqa: N812
 
 from tinydiffusion.models.unet import UNet
 
@@ -68,6 +69,15 @@ def test_every_parameter_learns_within_four_steps(text_inputs, patch_size):
         optimizer.step()
     still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert not still
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_patches_are_those_of_pixel_unshuffle(text_inputs, patch_size):
+    network = UNet(**TEXT, channels=(32, 32), patch_size=patch_size)
+    sample, _, _ = text_inputs(2, 24, 16, 6)
+    folded = network._fold(sample)
+    assert torch.equal(folded, F.pixel_unshuffle(sample, patch_size))
+    assert torch.equal(network._unfold(folded), sample)
 
 
 def test_a_new_network_predicts_zero(text_inputs):

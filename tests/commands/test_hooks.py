@@ -1,0 +1,61 @@
+"""Proves that validation losses compare over a run: same noise, every picture once."""
+
+import pytest
+import torch
+
+from tinydiffusion.build import build_dataset
+from tinydiffusion.commands._hooks import ValidationLoss
+
+
+class Drawing(torch.nn.Module):
+    """An objective whose loss is the mean of the pictures plus a random number."""
+
+    def __init__(self):
+        super().__init__()
+        self.draws, self.ids, self.captions = [], [], []
+
+    def loss(self, batch, generator):
+        self.draws.append(torch.rand((), generator=generator).item())
+        self.ids += batch["id"]
+        self.captions += batch["caption"]
+        return batch["image"].float().mean() / 255 + self.draws[-1], {}
+
+
+def hook(dataset, **options):
+    objective = Drawing()
+    options = {"every": 10, "device": torch.device("cpu"), "bfloat16": False, **options}
+    return ValidationLoss(objective, dataset, **options), objective
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return build_dataset({"name": "scenes", "size": 16, "num_scenes": 10})
+
+
+def test_the_noise_is_the_same_every_time_and_differs_between_batches(dataset, tmp_path):
+    validation, objective = hook(dataset, batch_size=4)
+    results = [validation(seen, tmp_path, objective) for seen in (0, 500)]
+    assert results[0] == results[1]
+    assert objective.draws[:3] == objective.draws[3:]
+    assert len(set(objective.draws)) == 3
+
+
+def test_the_loss_is_the_mean_over_pictures(dataset, tmp_path):
+    """... although the last batch has fewer."""
+    validation, objective = hook(dataset, batch_size=4)
+    loss = validation(0, tmp_path, objective)["validation_loss"]
+    pictures = [dataset[i]["image"].float().mean().item() / 255 for i in range(10)]
+    noise = [
+        number
+        for number, count in zip(objective.draws, (4, 4, 2), strict=True)
+        for _ in range(count)
+    ]
+    assert loss == pytest.approx(sum(pictures + noise) / 10)
+    assert objective.ids == [dataset[i]["id"] for i in range(10)]
+    assert objective.captions == [dataset[i]["caption"][0] for i in range(10)]
+
+
+def test_no_more_pictures_than_asked_for(dataset, tmp_path):
+    validation, objective = hook(dataset, num_pictures=6, batch_size=4)
+    validation(0, tmp_path, objective)
+    assert len(objective.ids) == 6
