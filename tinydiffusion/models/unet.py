@@ -12,6 +12,7 @@ from tinydiffusion.models._blocks import (
     AttentionBlock,
     Downsample,
     PictureNorm,
+    PositionEmbedding,
     ResBlock,
     TimestepEmbedding,
     Upsample,
@@ -68,6 +69,7 @@ class UNet(nn.Module):
             nn.LayerNorm(pooled_dim), nn.Linear(pooled_dim, cond_dim)
         )
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels[0], 3, padding=1)
+        self.position = PositionEmbedding(channels[0])
 
         def attention(level: int) -> nn.Module | None:
             if level not in attention_levels:
@@ -106,6 +108,7 @@ class UNet(nn.Module):
         cond = F.silu(self.time_embedding(timesteps) + self.text_embedding(text.pooled))
         x = self._fold(sample).contiguous(memory_format=torch.channels_last)
         x = self.conv_in(x)
+        x = x + self.position(*x.shape[-2:]).to(x.dtype)
         skips = [x]
         for layer in self.down:
             x = layer(x, cond, text) if isinstance(layer, Stage) else layer(x)
