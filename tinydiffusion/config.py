@@ -174,7 +174,12 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
             line that names the key, the value received and what is allowed.
     """
     values = to_dict(Config()) | ({} if file is None else _read_yaml(Path(file)))
-    for key, value in read_flags(overrides).items():
+    flags = read_flags(overrides)
+    for key in flags:
+        section, _, option = key.partition(".")
+        if option == "name" and (values.get(section) or {}).get("name") != flags[key]:
+            values[section] = {}  # another plug-in has other options
+    for key, value in flags.items():
         _put(values, key, value)
     return from_dict(values)
 

@@ -1,7 +1,6 @@
 """Proves that a folder gives its captioned pictures and that every fault is named."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from PIL import Image
 
 from tinydiffusion.datasets.folder import FolderDataset
 from tinydiffusion.protocols import Augmented
-
-EMOJI = Path(__file__).parents[3] / "shared/data/fluent-emoji-64/train"
 
 
 def save(path, size=(8, 8), color=(10, 20, 30), kind="PNG"):
@@ -389,15 +386,3 @@ def test_limit_takes_the_first_usable_ones(folder):
     dataset = load(folder, limit=1)
     assert ids(dataset) == ["b.png"]
     assert [s.path for s in dataset.skipped] == ["a.png"]
-
-
-@pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji set is not beside this repository")
-def test_real_pictures_keep_every_byte_at_their_own_size():
-    dataset = FolderDataset(path=EMOJI, size=64)
-    assert (len(dataset), dataset.skipped) == (1397, [])
-    assert ids(dataset) == sorted(path.name for path in EMOJI.glob("*.png"))
-    for index in range(0, len(dataset), 200):
-        example = dataset[index]
-        with Image.open(EMOJI / example["id"]) as image:
-            assert example["image"].permute(1, 2, 0).numpy().tobytes() == image.tobytes()
-        assert example["caption"].startswith("a 3D emoji of ")

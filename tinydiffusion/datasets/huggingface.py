@@ -16,7 +16,7 @@ class HuggingFaceDataset(PackedDataset):
 
     Args:
         path: What `datasets.load_dataset` takes: a name on the hub, or a local folder.
-        name: The configuration, where the data set has several.
+        subset: The configuration (subset), where the data set has several.
         split: Which split, slices such as "train[:100]" included.
         image_column: The column that holds the pictures.
         caption_column: The column that holds a caption, or a list of captions.
@@ -34,7 +34,7 @@ class HuggingFaceDataset(PackedDataset):
         self,
         *,
         path: str,
-        name: str | None = None,
+        subset: str | None = None,
         split: str = "train",
         image_column: str = "image",
         caption_column: str = "text",
@@ -43,7 +43,7 @@ class HuggingFaceDataset(PackedDataset):
         flip: bool = False,
         limit: int | None = None,
     ) -> None:
-        rows = _load_rows(path, name, split, image_column, caption_column)
+        rows = _load_rows(path, subset, split, image_column, caption_column)
         super().__init__(
             _pictures(rows, image_column, caption_column),
             total=len(rows),
@@ -56,7 +56,7 @@ class HuggingFaceDataset(PackedDataset):
 
 
 def _load_rows(
-    path: str, name: str | None, split: str, image_column: str, caption_column: str
+    path: str, subset: str | None, split: str, image_column: str, caption_column: str
 ) -> Any:
     """The split's two columns, the pictures as they lie in the file."""
     try:
@@ -67,7 +67,7 @@ def _load_rows(
             "dataset 'huggingface' needs the package datasets: pip install 'tinydiffusion[data]'"
         ) from error
     try:
-        rows = datasets.load_dataset(path, name, split=split)
+        rows = datasets.load_dataset(path, subset, split=split)
     except (FileNotFoundError, DatasetsError) as error:
         raise ValueError(f"cannot load data set {path!r}: {error}") from error
     for column in (image_column, caption_column):
