@@ -61,10 +61,8 @@ class UNet(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
+        _check_counts(layers_per_block=layers_per_block, patch_size=patch_size, head_dim=head_dim)
         _check_widths(channels, attention_levels, head_dim)
-        for name, value in (("layers_per_block", layers_per_block), ("patch_size", patch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.patch_size = patch_size
         cond_dim = 4 * channels[0]
         self.time_embedding = TimestepEmbedding(cond_dim)
@@ -155,9 +153,15 @@ class Stage(nn.Module):
         return x if self.attention is None else self.attention(x, text)
 
 
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
 def _check_widths(channels: Sequence[int], attention_levels: Sequence[int], head_dim: int) -> None:
-    if not channels or head_dim < 1:
-        raise ValueError(f"channels and head_dim must not be empty, got {channels} and {head_dim}")
+    if not channels:
+        raise ValueError("channels must name the width of at least one level, got none")
     last = len(channels) - 1
     if bad := [level for level in attention_levels if level not in range(len(channels))]:
         raise ValueError(f"attention_levels must be in [0, {last}], got {bad[0]}")
