@@ -29,6 +29,7 @@ from tinydiffusion.commands._pictures import save_labelled_grid
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, Score, Selective
+from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.checkpoint import CheckpointFolder
 from tinydiffusion.training.console import console_tracker
 from tinydiffusion.training.data_order import Batches
@@ -47,6 +48,7 @@ console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 def train(config: Config, run_dir: Path, *, resume: bool, dry_run: bool) -> int:
     """The exit code: 0 at the end of the run, 128 + the signal's number where one stopped it."""
     started = time.monotonic()
+    keep_freed_memory()
     if not (resume or dry_run) and CheckpointFolder(run_dir / "checkpoints").list():
         raise ConfigError(f"{run_dir} already holds a run; add --resume, or take another --run-dir")
     run = _Run(config, run_dir)

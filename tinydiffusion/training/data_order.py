@@ -48,8 +48,8 @@ class Batches:
             augmented pictures.
         batch_size: Pictures per batch. A batch may span two epochs.
         seed: Of the order, the captions drawn and the augmentation.
-        num_workers: Processes that load ahead; 0 loads ahead in one background thread. Does not
-            change what is loaded.
+        num_workers: Processes that load ahead; with 0 a thread does so where a GPU computes, and
+            nothing where the CPU itself does. Does not change what is loaded.
 
     Raises:
         ValueError: `dataset` is empty, or a number is out of its range.
@@ -86,23 +86,30 @@ class Batches:
         )
 
     def starting_at(self, pictures_seen: int, *, pin_memory: bool = False) -> Generator[Batch]:
-        """The endless batches from a position on, loaded ahead.
+        """The endless batches from a position on.
 
         An error of the data set is raised here, in the thread that asks for the batch. Close the
         iterator (or drop it) to stop loading.
 
         Args:
             pictures_seen: Position of the first picture.
-            pin_memory: Put the pictures into page-locked memory, for a faster copy to a GPU.
+            pin_memory: A GPU computes: load ahead, into page-locked memory.
         """
         if self.num_workers:
             return self._from_workers(pictures_seen, pin_memory)
-        return self._from_thread(pictures_seen, pin_memory)
+        if pin_memory:
+            return self._from_thread(pictures_seen)
+        return self._in_line(pictures_seen)
 
-    def _from_thread(self, pictures_seen: int, pin_memory: bool) -> Generator[Batch]:
+    def _in_line(self, pictures_seen: int) -> Generator[Batch]:
+        # On a CPU a thread that loads ahead takes cores from the step: measured, 28 % slower.
+        for position in itertools.count(pictures_seen, self.batch_size):
+            yield self.batch_at(position)
+
+    def _from_thread(self, pictures_seen: int) -> Generator[Batch]:
         def load(position: int) -> Batch:
             batch = self.batch_at(position)
-            return {**batch, "image": batch["image"].pin_memory()} if pin_memory else batch
+            return {**batch, "image": batch["image"].pin_memory()}
 
         positions = itertools.count(pictures_seen, self.batch_size)
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
