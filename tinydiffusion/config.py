@@ -55,14 +55,16 @@ class TrainingConfig:
     """Parts that a batch is cut into, to save memory."""
     learning_rate: float = 1e-3
     """Peak of AdamW's learning rate."""
+    muon_learning_rate: float = 0.0
+    """Peak of Muon's, for the weights of linear layers; 0 leaves them to AdamW."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's."""
     weight_decay: float = 0.01
-    """AdamW's, on matrices only."""
+    """On matrices and kernels only."""
     warmup_pictures: int = 10_000
-    """Pictures over which the learning rate rises."""
+    """Pictures over which the learning rates rise."""
     decay_fraction: float = 0.3
-    """Last share of the run over which it falls to 0."""
+    """Last share of the run over which they fall to 0."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
     ema_max_decay: float = 0.9999

@@ -136,6 +136,15 @@ class Network(Protocol):
 
 
 @runtime_checkable
+class Previewing(Protocol):
+    """A network that guesses the small picture from the text alone, and can be taught to."""
+
+    def preview(self, text: TextStates) -> Float[Tensor, "B C S S"]:
+        """The mean of all pictures that the text may mean, scaled down to S x S pixels."""
+        ...
+
+
+@runtime_checkable
 class Denoise(Protocol):
     """A noisy picture and its noise level in, the clean picture x_0 out.
 
@@ -180,7 +189,7 @@ class Objective(Protocol):
 
     def loss(
         self, batch: Batch, generator: torch.Generator
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    ) -> tuple[Float[Tensor, ""], Mapping[str, float | Tensor]]:
         """The loss and scalars to log; all randomness comes from `generator`."""
         ...
 

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from tinydiffusion.models.unet import UNet
+from tinydiffusion.protocols import Previewing
 
 TEXT = {"text_dim": 24, "pooled_dim": 16}
 
@@ -37,7 +38,7 @@ def test_odd_inner_sizes_and_oblongs_are_computed(text_inputs, shape):
 @pytest.mark.parametrize(
     ("millions", "options"),
     [
-        (1, {"channels": (32, 64), "layers_per_block": 1}),
+        (1, {"channels": (32, 64), "layers_per_block": 1, "preview_channels": 4}),
         (10, {"channels": (96, 192)}),
         (30, {"channels": (128, 256, 256), "attention_levels": (1, 2)}),
         (100, {"channels": (192, 384, 512), "attention_levels": (1, 2), "head_dim": 64}),
@@ -80,6 +81,33 @@ def test_patches_are_those_of_pixel_unshuffle(text_inputs, patch_size):
     assert torch.equal(network._unfold(folded), sample)
 
 
+@pytest.mark.parametrize(("size", "channels"), [(8, 16), (1, 3), (16, 5)])
+def test_preview_is_made_of_pooled_text_alone(text_inputs, size, channels):
+    previewing = {"preview_size": size, "preview_channels": channels}
+    network = UNet(**TEXT, channels=(32, 32), **previewing)
+    _, _, text = text_inputs(2, 24, 16, 6)
+    preview = network.preview(text)
+    assert isinstance(network, Previewing)
+    assert preview.shape == (2, 3, size, size)
+    states = text._replace(encoder_hidden_states=-text.encoder_hidden_states)
+    assert torch.equal(network.preview(states), preview)
+    assert not torch.equal(network.preview(text._replace(pooled=-text.pooled)), preview)
+
+
+def test_what_the_preview_says_arrives_at_its_place(text_inputs):
+    """A preview that differs on the left alone changes the picture's left alone, near the stem."""
+    network = UNet(**TEXT, channels=(32,), layers_per_block=1, attention_levels=(), patch_size=1)
+    sample, _, text = text_inputs(1, 24, 16, 6)
+    stem = []
+    network.down[0].register_forward_pre_hook(lambda module, inputs: stem.append(inputs[0]))
+    network(sample, torch.zeros(1), text)
+    bias = network.text_preview.project.bias.data.view(16, 8, 8)
+    bias[:, :, :3] += 1  # the left 6 of 16 pixels, and 1 more by interpolation, 1 by convolution
+    network(sample, torch.zeros(1), text)
+    changed = (stem[1] - stem[0]).abs().amax(dim=(0, 1, 2)) > 1e-6
+    assert changed.tolist() == [True] * 8 + [False] * 8
+
+
 def test_a_new_network_predicts_zero(text_inputs):
     network = UNet(**TEXT, channels=(32, 32), layers_per_block=1)
     assert not network(*text_inputs(2, 24, 16, 6)).any()
@@ -110,6 +138,8 @@ def test_bfloat16_autocast_is_close(text_inputs):
         ({"attention_levels": (2,)}, r"in \[0, 1\], got 2"),
         ({"attention_levels": (-1,)}, r"in \[0, 1\], got -1"),
         ({"dropout": 1.5}, "1.5"),
+        ({"preview_size": 0}, "preview_size must be at least 1, got 0"),
+        ({"preview_channels": 2}, "preview_channels must be at least in_channels 3, got 2"),
     ],
 )
 def test_widths_and_levels_that_do_not_fit_are_named(options, message):

@@ -26,6 +26,13 @@ class Recorder(nn.Module):
         return self.gain * sample + text.pooled.mean(dim=1).view(-1, 1, 1, 1)
 
 
+class Guesser(Recorder):
+    """A recorder whose preview is 2 x 2 pixels of the caption's length."""
+
+    def preview(self, text):
+        return text.pooled[:, :3, None, None].expand(-1, -1, 2, 2)
+
+
 class Length(nn.Module):
     """A text encoder whose states are the caption's length times a weight."""
 
@@ -59,8 +66,8 @@ class Length(nn.Module):
         return {}
 
 
-def make(schedule="linear", prediction_type="epsilon", frozen=False, **options):
-    denoiser = Denoiser(Recorder(), make_schedule(schedule), prediction_type=prediction_type)
+def make(schedule="linear", prediction_type="epsilon", frozen=False, network=Recorder, **options):
+    denoiser = Denoiser(network(), make_schedule(schedule), prediction_type=prediction_type)
     return DenoisingObjective(denoiser=denoiser, text_encoder=Length(frozen), **options)
 
 
@@ -120,6 +127,19 @@ def test_loss_equals_that_by_hand(schedule, prediction_type):
     output = 0.5 * network.x_t + lengths.view(-1, 1, 1, 1)
     error = output - TARGETS[prediction_type](x_0, noise, a, s)
     torch.testing.assert_close(loss, error.square().mean(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+def test_error_of_the_preview_is_added(weight):
+    plain, _ = make(caption_dropout_prob=0.0).loss(batch(), generator())
+    objective = make(network=Guesser, caption_dropout_prob=0.0, preview_weight=weight)
+    loss, scalars = objective.loss(batch(), generator())
+    x_0 = batch()["image"] / 255 * 2 - 1
+    small = x_0.unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean(dim=(3, 5))
+    lengths = torch.tensor([len(caption) / 50 for caption in batch()["caption"]])
+    error = (lengths.view(-1, 1, 1, 1) - small).square().mean()
+    torch.testing.assert_close(loss, plain + weight * error)
+    assert set(scalars) == ({"preview_loss"} if weight else set())
 
 
 def test_weighting_multiplies_each_pictures_error():

@@ -1,11 +1,13 @@
-"""The optimizer is torch's AdamW; a step can be called off; its state survives by name."""
+"""The optimizer is torch's AdamW and Muon; a step can be called off; state survives by name."""
 
+import pytest
 import torch
 from torch import nn
 
-from tinydiffusion.training.optimizer import GuardedAdamW
+from tinydiffusion.training.optimizer import Optimizer
 
 OPTIONS = {"learning_rate": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.5}
+BOTH = {**OPTIONS, "muon_learning_rate": 0.05}
 
 
 def linear():
@@ -24,7 +26,7 @@ def set_gradients(module, seed):
 
 def test_equals_adamw_with_decay_on_matrices_only():
     ours, reference = linear(), linear()
-    optimizer = GuardedAdamW(ours, **OPTIONS)
+    optimizer = Optimizer(ours, **OPTIONS)
     groups = [
         {"params": [reference.weight], "weight_decay": 0.5},
         {"params": [reference.bias], "weight_decay": 0.0},
@@ -33,47 +35,71 @@ def test_equals_adamw_with_decay_on_matrices_only():
     for seed in range(3):
         set_gradients(ours, seed)
         set_gradients(reference, seed)
-        optimizer.guarded_step(0.1, torch.zeros(()))
+        optimizer.guarded_step(1.0, torch.zeros(()))
         adamw.step()
     torch.testing.assert_close(ours.weight, reference.weight)
     torch.testing.assert_close(ours.bias, reference.bias)
 
 
-def test_a_step_called_off_changes_nothing():
+@pytest.mark.parametrize("options", [OPTIONS, BOTH])
+def test_a_step_called_off_changes_nothing(options):
     module = linear()
-    optimizer = GuardedAdamW(module, **OPTIONS)
+    optimizer = Optimizer(module, **options)
     set_gradients(module, 0)
-    optimizer.guarded_step(0.1, torch.zeros(()))
+    optimizer.guarded_step(1.0, torch.zeros(()))
     before = [p.clone() for p in module.parameters()]
     state = {name: t.clone() for name, t in optimizer.named_state().items()}
     module.weight.grad.fill_(float("nan"))
-    optimizer.guarded_step(0.1, torch.ones(()))
+    optimizer.guarded_step(1.0, torch.ones(()))
     for old, new in zip(before, module.parameters(), strict=True):
         assert torch.equal(old, new)
     for name, tensor in optimizer.named_state().items():
         assert torch.equal(tensor, state[name])
 
 
-def test_state_goes_over_by_name():
+@pytest.mark.parametrize("options", [OPTIONS, BOTH])
+def test_state_goes_over_by_name(options):
     first, second = linear(), linear()
-    old, new = GuardedAdamW(first, **OPTIONS), GuardedAdamW(second, **OPTIONS)
+    old, new = Optimizer(first, **options), Optimizer(second, **options)
     set_gradients(first, 0)
-    old.guarded_step(0.1, torch.zeros(()))
+    old.guarded_step(1.0, torch.zeros(()))
     second.load_state_dict(first.state_dict())
     new.load_named_state(old.named_state())
-    assert set(new.named_state()) == {
-        f"{name}/{key}" for name in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")
-    }
+    adamw = ("step", "exp_avg", "exp_avg_sq")
+    of_weight = ("momentum",) if options is BOTH else adamw
+    expected = {f"weight/{key}" for key in of_weight} | {f"bias/{key}" for key in adamw}
+    assert set(new.named_state()) == expected
     for module, optimizer in ((first, old), (second, new)):
         set_gradients(module, 1)
-        optimizer.guarded_step(0.1, torch.zeros(()))
+        optimizer.guarded_step(1.0, torch.zeros(()))
     assert torch.equal(first.weight, second.weight)
     assert torch.equal(first.bias, second.bias)
 
 
 def test_a_module_of_vectors_alone_can_be_trained():
     module = nn.LayerNorm(4)
-    optimizer = GuardedAdamW(module, **OPTIONS)
+    optimizer = Optimizer(module, **OPTIONS)
     set_gradients(module, 0)
-    optimizer.guarded_step(0.1, torch.zeros(()))
+    optimizer.guarded_step(1.0, torch.zeros(()))
     assert not torch.equal(module.bias, torch.zeros(4))
+
+
+def test_muon_takes_the_weights_of_linear_layers_alone():
+    module = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 4), nn.Conv2d(4, 2, 3))
+    state = Optimizer(module, **BOTH).named_state()
+    assert set(state) == {"1.weight/momentum"}  # AdamW makes its state at the first step
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer = Optimizer(module, **BOTH)
+    set_gradients(module, 0)
+    optimizer.guarded_step(1.0, torch.zeros(()))
+    assert all(not torch.equal(before[n], p) for n, p in module.named_parameters())
+    assert sorted(optimizer.named_state())[:2] == ["0.weight/exp_avg", "0.weight/exp_avg_sq"]
+
+
+def test_a_module_of_one_matrix_can_be_trained_by_muon():
+    module = nn.Linear(4, 4, bias=False)
+    before = module.weight.detach().clone()
+    optimizer = Optimizer(module, **BOTH)
+    set_gradients(module, 0)
+    optimizer.guarded_step(1.0, torch.zeros(()))
+    assert not torch.equal(module.weight, before)

@@ -122,14 +122,15 @@ class Slow(Autoencoder):
         time.sleep(0.02)
         return super().loss(batch, generator)
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[3]))  # sums over threads depend on their number
 run = trainer(Path(sys.argv[1]), objective=Slow())
 sys.exit({None: 0, "SIGTERM": 143}[run.train().stopped_by])
 """
 
 
 def test_real_sigterm_in_a_real_process_loses_nothing(tmp_path, unbroken):
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(Path(__file__).parent)]
+    arguments = [tmp_path, Path(__file__).parent, torch.get_num_threads()]
+    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "training\n"
     time.sleep(0.5 * random.random())
@@ -362,6 +363,31 @@ def test_channels_last_weights_resume_exactly(tmp_path):
     stopped.train()
     resumed.resume()
     resumed.train()
+    assert_same_bits(learned(resumed), learned(unbroken))
+
+
+def test_muons_momentum_resumes_exactly(tmp_path):
+    class Mixing(Autoencoder):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Linear(4, 4)
+            nn.init.eye_(self.mix.weight)
+            nn.init.zeros_(self.mix.bias)
+
+        def loss(self, batch, generator):
+            loss, scalars = super().loss(batch, generator)
+            x = batch["image"].float() / 127.5 - 1
+            return loss + (self.mix(x) - x.flip(-1)).square().mean(), scalars
+
+    def run(folder, **options):
+        return trainer(tmp_path / folder, objective=Mixing(), muon_learning_rate=0.02, **options)
+
+    unbroken, stopped, resumed = run("a"), run("b", hooks=[StopAfter(52)]), run("b")
+    unbroken.train()
+    stopped.train()
+    resumed.resume()
+    resumed.train()
+    assert "optimizer/mix.weight/momentum" in learned(resumed)
     assert_same_bits(learned(resumed), learned(unbroken))
 
 

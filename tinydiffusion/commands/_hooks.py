@@ -56,15 +56,17 @@ class ValidationLoss:
     def __call__(
         self, pictures_seen: int, run_dir: Path, modules: nn.Module
     ) -> dict[str, float | str]:
-        """The mean over the pictures."""
-        total = 0.0
+        """Means over the pictures: of the loss, and of what else the objective reports."""
+        totals: dict[str, float] = {}
         for number, batch in enumerate(self.batches):
             image = batch["image"].to(self.device)
             generator = generator_for(0, "validation", number)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                loss, _ = self.objective.loss({**batch, "image": image}, generator)
-            total += loss.item() * len(image)
-        return {"validation_loss": total / sum(len(b["id"]) for b in self.batches)}
+                loss, scalars = self.objective.loss({**batch, "image": image}, generator)
+            for name, value in {**scalars, "loss": loss}.items():
+                totals[name] = totals.get(name, 0.0) + float(value) * len(image)
+        count = sum(len(batch["id"]) for batch in self.batches)
+        return {f"validation_{name}": total / count for name, total in totals.items()}
 
 
 def _batch(dataset: Dataset, places: range) -> Batch:

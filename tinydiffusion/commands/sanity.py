@@ -97,6 +97,7 @@ def _fit(config: Config, examples: Sequence[Example]) -> TextToImage:
             num_pictures=num_pictures,
             identity={},
             learning_rate=training.learning_rate,
+            muon_learning_rate=training.muon_learning_rate,
             betas=training.betas,
             weight_decay=training.weight_decay,
             warmup_pictures=num_pictures // 10,

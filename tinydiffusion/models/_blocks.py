@@ -61,6 +61,24 @@ class PositionEmbedding(nn.Module):
         return rearrange(self.project(features), "h w c -> 1 c h w")
 
 
+class Preview(nn.Module):
+    """Maps (B, channels, size, size) from the pooled text alone: what goes where, coarsely.
+
+    The product of text and place that is slow to learn otherwise: modulation acts on whole
+    channels, and attention asks with queries that are still noise. dev/LOG.md has the numbers.
+    """
+
+    def __init__(self, pooled_dim: int, channels: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.norm = nn.LayerNorm(pooled_dim)
+        self.project = nn.Linear(pooled_dim, channels * size**2)
+
+    def forward(self, pooled: Float[Tensor, "B P"]) -> Float[Tensor, "B C S S"]:
+        maps = self.project(self.norm(pooled))
+        return rearrange(maps, "b (c h w) -> b c h w", h=self.size, w=self.size)
+
+
 class PictureNorm(nn.Module):
     """Normalisation over all channels and pixels of a picture, then a scale and shift a channel.
 

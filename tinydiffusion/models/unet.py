@@ -13,6 +13,7 @@ from tinydiffusion.models._blocks import (
     Downsample,
     PictureNorm,
     PositionEmbedding,
+    Preview,
     ResBlock,
     TimestepEmbedding,
     Upsample,
@@ -28,6 +29,10 @@ class UNet(nn.Module):
     the levels named. With `patch_size` p > 1 the picture is folded into p x p patches first
     (pixel unshuffle), which makes every layer p^2 times cheaper.
 
+    The pooled text also gives a preview, `preview_size` pixels wide, which enters beside the
+    noisy picture, as the small picture enters a cascade's next stage (Ho et al. 2022, section 2,
+    https://arxiv.org/abs/2106.15282), except that nothing but the text makes it.
+
     Ho et al. (2020), appendix B; Dhariwal & Nichol (2021), section 3; cross-attention as in
     Rombach et al. (2022), section 3.3.
 
@@ -40,6 +45,9 @@ class UNet(nn.Module):
         attention_levels: Levels with attention, 0 = finest; the middle always has it.
         head_dim: Width of an attention head.
         patch_size: Side of the stem's patches; 1 = no folding. Must divide the picture's size.
+        preview_size: Side of the preview: 8 for where things are, more for small sets of pictures
+            that are to be told apart by their captions.
+        preview_channels: Maps of the preview; the first `in_channels` are a small picture.
         dropout: Probability inside residual blocks.
         in_channels: Colour channels of the picture.
 
@@ -57,11 +65,23 @@ class UNet(nn.Module):
         attention_levels: Sequence[int] = (1,),
         head_dim: int = 32,
         patch_size: int = 2,
+        preview_size: int = 8,
+        preview_channels: int = 16,
         dropout: float = 0.0,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        _check_counts(layers_per_block=layers_per_block, patch_size=patch_size, head_dim=head_dim)
+        _check_counts(
+            layers_per_block=layers_per_block,
+            patch_size=patch_size,
+            head_dim=head_dim,
+            preview_size=preview_size,
+        )
+        if preview_channels < in_channels:
+            raise ValueError(
+                f"preview_channels must be at least in_channels {in_channels}, "
+                f"got {preview_channels}"
+            )
         _check_widths(channels, attention_levels, head_dim)
         self.patch_size = patch_size
         cond_dim = 4 * channels[0]
@@ -71,6 +91,9 @@ class UNet(nn.Module):
         )
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels[0], 3, padding=1)
         self.position = PositionEmbedding(channels[0])
+        self.in_channels = in_channels
+        self.text_preview = Preview(pooled_dim, preview_channels, preview_size)
+        self.preview_in = nn.Conv2d(preview_channels, channels[0], 3, padding=1)
 
         def attention(level: int) -> nn.Module | None:
             if level not in attention_levels:
@@ -109,7 +132,8 @@ class UNet(nn.Module):
         cond = F.silu(self.time_embedding(timesteps) + self.text_embedding(text.pooled))
         x = self._fold(sample).contiguous(memory_format=torch.channels_last)
         x = self.conv_in(x)
-        x = x + self.position(*x.shape[-2:]).to(x.dtype)
+        preview = F.interpolate(self.text_preview(text.pooled), x.shape[-2:], mode="bilinear")
+        x = x + self.position(*x.shape[-2:]).to(x.dtype) + self.preview_in(preview)
         skips = [x]
         for layer in self.down:
             x = layer(x, cond, text) if isinstance(layer, Stage) else layer(x)
@@ -121,6 +145,10 @@ class UNet(nn.Module):
             else:
                 x = layer(x, like=skips[-1])
         return self._unfold(self.conv_out(F.silu(self.norm_out(x))))
+
+    def preview(self, text: TextStates) -> Float[Tensor, "B C S S"]:
+        """What the text alone says of the small picture, see `protocols.Previewing`."""
+        return self.text_preview(text.pooled)[:, : self.in_channels]
 
     def _fold(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
         p = self.patch_size

@@ -1,5 +1,7 @@
 """The denoising objective: find the noise in a noisy picture, told its caption."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.prediction import training_target
 from tinydiffusion.diffusion.weighting import draw_timesteps, loss_weights
-from tinydiffusion.protocols import Batch, TextEncoder
+from tinydiffusion.protocols import Batch, Previewing, TextEncoder, TextStates
 
 
 class DenoisingObjective(nn.Module):
@@ -16,6 +18,10 @@ class DenoisingObjective(nn.Module):
     L_simple of Ho et al. (2020), equation 14 (https://arxiv.org/abs/2006.11239), for any
     prediction type, weighting and time density; captions are emptied at random for
     classifier-free guidance, Ho & Salimans (2022), algorithm 1 (https://arxiv.org/abs/2207.12598).
+
+    A network that makes a preview of its text is also taught what the small picture looks like:
+    the squared error of the preview is added. It needs no noise level, so every picture of the
+    batch tells the text encoder what its words mean, not only those that drew a high level.
 
     Args:
         denoiser: Network, schedule and prediction type; its network is trained.
@@ -28,9 +34,12 @@ class DenoisingObjective(nn.Module):
         time_mean: Mean of the logit of t; above 0 prefers noisier pictures.
         time_std: Standard deviation of the logit of t.
         stratified: One noise level from each of B equally likely parts.
+        preview_weight: What the error of the preview counts, at least 0; networks without a
+            preview have no such error.
 
     Raises:
-        ValueError: a probability outside [0, 1], an unknown weighting or density.
+        ValueError: a probability outside [0, 1], a negative weight, an unknown weighting or
+            density.
     """
 
     def __init__(
@@ -46,10 +55,13 @@ class DenoisingObjective(nn.Module):
         time_mean: float = 0.0,
         time_std: float = 1.0,
         stratified: bool = True,
+        preview_weight: float = 1.0,
     ) -> None:
         super().__init__()
         if not 0 <= caption_dropout_prob <= 1:
             raise ValueError(f"caption_dropout_prob must be in [0, 1], got {caption_dropout_prob}")
+        if not preview_weight >= 0:
+            raise ValueError(f"preview_weight must be at least 0, got {preview_weight}")
         self.denoiser = denoiser
         self.text_encoder = text_encoder
         self.caption_dropout_prob = caption_dropout_prob
@@ -57,12 +69,13 @@ class DenoisingObjective(nn.Module):
         self.time = {
             "density": time_density, "mean": time_mean, "std": time_std, "stratified": stratified
         }  # fmt: skip
+        self.preview_weight = preview_weight
         self._weights(self._draw_timesteps(1, torch.Generator()))  # wrong options raise here
 
     def loss(
         self, batch: Batch, generator: torch.Generator
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """The mean weighted squared error of the batch; nothing else to log.
+    ) -> tuple[Float[Tensor, ""], Mapping[str, float | Tensor]]:
+        """The mean weighted squared error of the batch, and its `preview_loss` if it has one.
 
         Args:
             batch: Pictures uint8 on the objective's device, and their captions.
@@ -79,7 +92,12 @@ class DenoisingObjective(nn.Module):
         output = self.denoiser.predict(x_t, timesteps.float(), text)
         target = training_target(self.denoiser.prediction_type, x_0, noise, a, s)
         weights = self._weights(timesteps)
-        return (weights * (output.float() - target).square()).mean(), {}
+        loss = (weights * (output.float() - target).square()).mean()
+        network = self.denoiser.network
+        if self.preview_weight == 0 or not isinstance(network, Previewing):
+            return loss, {}
+        preview_loss = _preview_loss(network, text, x_0)
+        return loss + self.preview_weight * preview_loss, {"preview_loss": preview_loss}
 
     def _draw_timesteps(self, batch_size: int, generator: torch.Generator) -> Int[Tensor, "B"]:
         T = self.denoiser.schedule.num_train_timesteps
@@ -96,6 +114,14 @@ class DenoisingObjective(nn.Module):
     def _drop(self, captions: list[str], generator: torch.Generator) -> list[str]:
         keep = torch.rand(len(captions), generator=generator) >= self.caption_dropout_prob
         return [c if k else "" for c, k in zip(captions, keep.tolist(), strict=True)]
+
+
+def _preview_loss(
+    network: Previewing, text: TextStates, x_0: Float[Tensor, "B C H W"]
+) -> Float[Tensor, ""]:
+    preview = network.preview(text).float()
+    small = nn.functional.adaptive_avg_pool2d(x_0, preview.shape[-2:])
+    return (preview - small).square().mean()
 
 
 def to_float(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

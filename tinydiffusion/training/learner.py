@@ -1,4 +1,4 @@
-"""One optimizer step of an objective: backward, clip, AdamW, EMA."""
+"""One optimizer step of an objective: backward, clip, update, EMA."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from tinydiffusion.protocols import Batch, Objective
 from tinydiffusion.training.checkpoint import Checkpoint, CheckpointError, difference
 from tinydiffusion.training.data_order import generator_for, seed_for
 from tinydiffusion.training.ema import EMA, trained_parameters
-from tinydiffusion.training.optimizer import GuardedAdamW
+from tinydiffusion.training.optimizer import Optimizer
 from tinydiffusion.training.precision import Precision, uses_bfloat16
 from tinydiffusion.training.window import Scalars
 
@@ -29,6 +29,7 @@ class Learner:
         objective: Objective,
         *,
         learning_rate: float,
+        muon_learning_rate: float,
         betas: tuple[float, float],
         weight_decay: float,
         gradient_clip: float,
@@ -45,13 +46,16 @@ class Learner:
             raise ValueError("no parameter of the objective requires a gradient: nothing to train")
         self.objective = objective
         self.device = next(iter(self.parameters.values())).device
-        self.learning_rate = learning_rate
         self.gradient_clip = gradient_clip
         self.seed = seed
         self.bfloat16 = uses_bfloat16(precision, self.device)
         self.ema = EMA(self.module, max_decay=ema_max_decay, power=ema_power)
-        self.optimizer = GuardedAdamW(
-            self.module, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay
+        self.optimizer = Optimizer(
+            self.module,
+            learning_rate=learning_rate,
+            muon_learning_rate=muon_learning_rate,
+            betas=betas,
+            weight_decay=weight_decay,
         )
 
     def step(
@@ -64,9 +68,9 @@ class Learner:
         Args:
             batches: Micro-batches of equal size.
             pictures_seen: Position of the first picture; noise and dropout are functions of it.
-            learning_rate_factor: What the learning rate is multiplied by.
+            learning_rate_factor: What the learning rates are multiplied by.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)
         scalars = []
         for batch in batches:
             scalars.append(self._backward(batch, pictures_seen, len(batches)))
@@ -75,7 +79,7 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip, foreach=True)
         losses = torch.stack([s["loss"] for s in scalars])
         call_off = (~torch.isfinite(norm + losses.sum())).float()
-        self.optimizer.guarded_step(self.learning_rate * learning_rate_factor, call_off)
+        self.optimizer.guarded_step(learning_rate_factor, call_off)
         self.ema.update()
         return [*scalars, {"gradient_norm": norm}], call_off
 

@@ -1,4 +1,4 @@
-"""AdamW over the trained parameters of a module, and its state by parameter name."""
+"""The optimizer: AdamW, and Muon for the matrices where it has a learning rate."""
 
 from collections.abc import Mapping
 
@@ -7,33 +7,83 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tinydiffusion.training.ema import trained_parameters
+from tinydiffusion.training.muon import GuardedMuon
 
 
-class GuardedAdamW(torch.optim.AdamW):
-    """AdamW with a step that can be called off on the device, without waiting for it.
+class Optimizer:
+    """AdamW over the trained parameters of a module, or over all but its hidden matrices.
 
-    Weight decay acts on matrices and kernels (two or more dimensions) only, not on biases, gains
-    or other vectors. Loshchilov & Hutter (2019), algorithm 2. https://arxiv.org/abs/1711.05101
+    Args:
+        module: What is trained.
+        learning_rate: AdamW's, at its highest.
+        muon_learning_rate: Muon's for the weights of linear layers, at its highest; 0 leaves
+            them to AdamW.
+        betas: AdamW's.
+        weight_decay: Of both; on matrices and kernels only, not on biases, gains or other vectors.
     """
-
-    found_inf: Tensor  # read by torch's fused step: 1 leaves weights and state as they are
 
     def __init__(
         self,
         module: nn.Module,
         *,
         learning_rate: float,
+        muon_learning_rate: float = 0.0,
         betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
-        self.parameters_by_name = trained_parameters(module)
-        parameters = self.parameters_by_name.values()
-        self.found_inf = torch.zeros((), device=next(iter(parameters)).device)
+        parameters = trained_parameters(module)
+        self.parts: list[tuple[float, GuardedAdamW | GuardedMuon]] = []
+        if muon_learning_rate:
+            hidden = _weights_of_linear_layers(module)
+            matrices = {n: p for n, p in parameters.items() if n in hidden}
+            parameters = {n: p for n, p in parameters.items() if n not in hidden}
+            if matrices:
+                muon = GuardedMuon(matrices, weight_decay=weight_decay)
+                self.parts.append((muon_learning_rate, muon))
+        if parameters:
+            adamw = GuardedAdamW(parameters, betas=betas, weight_decay=weight_decay)
+            self.parts.append((learning_rate, adamw))
+
+    def guarded_step(self, factor: float, call_off: Float[Tensor, ""]) -> None:
+        """One update at `factor` times the learning rates, or none where `call_off` is 1."""
+        for learning_rate, part in self.parts:
+            part.guarded_step(learning_rate * factor, call_off)
+
+    def named_state(self) -> dict[str, Tensor]:
+        """Every tensor of the state as `<parameter name>/<state name>`."""
+        return {k: v for _, part in self.parts for k, v in part.named_state().items()}
+
+    def load_named_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `named_state` returned, in the memory layout of the parameters."""
+        for _, part in self.parts:
+            part.load_named_state(tensors)
+
+
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW with a step that can be called off on the device, without waiting for it.
+
+    Loshchilov & Hutter (2019), algorithm 2. https://arxiv.org/abs/1711.05101
+    """
+
+    found_inf: Tensor  # read by torch's fused step: 1 leaves weights and state as they are
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        betas: tuple[float, float],
+        weight_decay: float,
+    ) -> None:
+        self.parameters_by_name = dict(parameters)
+        self.found_inf = torch.zeros((), device=next(iter(parameters.values())).device)
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {
+                "params": [p for p in parameters.values() if p.ndim >= 2],
+                "weight_decay": weight_decay,
+            },
+            {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
-        super().__init__([g for g in groups if g["params"]], learning_rate, betas, fused=True)
+        super().__init__([g for g in groups if g["params"]], betas=betas, fused=True)
 
     def guarded_step(self, learning_rate: float, call_off: Float[Tensor, ""]) -> None:
         """One update at this learning rate, or none where `call_off` is 1."""
@@ -58,3 +108,11 @@ class GuardedAdamW(torch.optim.AdamW):
                     value = tensors[f"{name}/{key}"]
                     like = torch.empty_like(parameter if key != "step" else self.found_inf)
                     self.state[parameter][key] = like.copy_(value)
+
+
+def _weights_of_linear_layers(module: nn.Module) -> set[str]:
+    return {
+        f"{name}.weight" if name else "weight"
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    }

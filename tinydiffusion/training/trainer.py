@@ -48,9 +48,11 @@ class Trainer:
             change between a checkpoint and its resumption.
         max_seconds: Wall-clock budget over all resumes, hooks and saves included. The learning
             rate finishes its decay within it; the last hooks and the last save come on top.
-        learning_rate: At its highest.
+        learning_rate: AdamW's at its highest.
+        muon_learning_rate: Muon's at its highest, for the weights of linear layers; 0 leaves them
+            to AdamW.
         betas: Of AdamW.
-        weight_decay: Of AdamW, for tensors of two or more dimensions.
+        weight_decay: For tensors of two or more dimensions.
         warmup_pictures: Length of the linear warm-up.
         decay_fraction: Share of the run over which the learning rate falls to 0, in [0, 1].
         gradient_clip: Largest norm of the gradient.
@@ -78,6 +80,7 @@ class Trainer:
     identity: Mapping[str, Any]
     max_seconds: float | None = None
     learning_rate: float = 3e-4
+    muon_learning_rate: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     warmup_pictures: int = 5_000
@@ -99,6 +102,7 @@ class Trainer:
         self.learner = Learner(
             self.objective,
             learning_rate=self.learning_rate,
+            muon_learning_rate=self.muon_learning_rate,
             betas=self.betas,
             weight_decay=self.weight_decay,
             gradient_clip=self.gradient_clip,
@@ -114,6 +118,7 @@ class Trainer:
         self._hooked_at = [-1] * len(self.hooks)  # pictures seen when each hook last ran
         self._clock = Stopwatch()
         self._continues = False
+        self._learning_rate = 0.0  # of the last step
         self._saved = True  # nothing learned yet
 
     @property
@@ -210,6 +215,7 @@ class Trainer:
             warmup_pictures=self.warmup_pictures,
             decay_fraction=self.decay_fraction,
         )
+        self._learning_rate = self.learning_rate * factor
         scalars, called_off = self.learner.step(micro_batches, self.pictures_seen, factor)
         self._log.add(scalars, called_off)
         self.pictures_seen = seen_after
@@ -233,7 +239,7 @@ class Trainer:
         counters = {
             "progress": self.progress,
             "seconds": self._clock.seconds,
-            "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+            "learning_rate": self._learning_rate,
         }
         if self.learner.device.type == "cuda":
             counters["peak_memory_gib"] = (
@@ -263,7 +269,7 @@ class Trainer:
     def _check_ranges(self) -> None:
         at_least_1 = ("num_pictures", "accumulation", "checkpoint_every", "log_every")
         positive = ("learning_rate", "gradient_clip")
-        not_negative = ("warmup_pictures", "weight_decay")
+        not_negative = ("muon_learning_rate", "warmup_pictures", "weight_decay")
         for names, allowed, holds in (
             (at_least_1, "at least 1", lambda value: value >= 1),
             (positive, "positive", lambda value: value > 0),

@@ -1,0 +1,63 @@
+"""Proves Muon equal to torch's, and its matrices orthogonal."""
+
+import pytest
+import torch
+from torch import nn
+
+from tinydiffusion.training.muon import GuardedMuon, orthogonalised
+
+GO = torch.zeros(())
+
+
+def layers():
+    torch.manual_seed(0)
+    return nn.ModuleList([nn.Linear(8, 4), nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(6, 6)])
+
+
+def weights(module):
+    return {n: p for n, p in module.named_parameters() if p.ndim == 2}
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+def test_equals_torchs_muon():
+    ours, reference = layers(), layers()
+    muon = GuardedMuon(weights(ours), momentum=0.9, weight_decay=0.1)
+    torchs = torch.optim.Muon(weights(reference).values(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    for seed in range(5):
+        for module in (ours, reference):
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in weights(module).values():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        muon.guarded_step(0.05, GO)
+        torchs.step()
+    for mine, theirs in zip(weights(ours).values(), weights(reference).values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-3)  # bfloat16, summed otherwise
+        assert (mine - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 32), (2, 32, 8)])
+def test_singular_values_end_near_one(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(orthogonalised(matrices))
+    assert singular.min() > 0.3
+    assert singular.max() < 1.3
+
+
+def test_directions_stay():
+    """U S V' becomes U S' V': the singular vectors are those of the gradient."""
+    u, _ = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+    v, _ = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)))
+    matrix = (u * torch.linspace(0.2, 1, 8)) @ v
+    turned = u.T @ orthogonalised(matrix[None])[0] @ v.T
+    assert (turned - turned.diagonal().diag()).abs().max() < 0.05
+
+
+def test_a_zero_gradient_moves_nothing():
+    assert not orthogonalised(torch.zeros(1, 4, 6)).any()
+
+
+def test_a_matrix_without_a_gradient_stays():
+    module = layers()
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    GuardedMuon(weights(module), weight_decay=0.0).guarded_step(0.1, GO)
+    assert all(torch.equal(before[n], p) for n, p in module.named_parameters())
