@@ -55,12 +55,14 @@ class TrainingConfig:
     """Parts that a batch is cut into, to save memory."""
     learning_rate: float = 1e-3
     """Peak of AdamW's learning rate."""
-    muon_learning_rate: float = 0.0
-    """Peak of Muon's, for the weights of linear layers; 0 leaves them to AdamW."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's."""
     weight_decay: float = 0.01
     """On matrices and kernels only."""
+    muon_modules: tuple[str, ...] = ()
+    """Parts whose linear layers Muon trains, such as "text_encoder"; AdamW trains the rest."""
+    muon_learning_rate: float = 0.01
+    """Peak of Muon's learning rate."""
     warmup_pictures: int = 10_000
     """Pictures over which the learning rates rise."""
     decay_fraction: float = 0.3

@@ -7,7 +7,7 @@ import torch
 
 from tinydiffusion.diffusion.prediction import PREDICTION_TYPES
 from tinydiffusion.diffusion.schedule import make_schedule
-from tinydiffusion.diffusion.weighting import draw_timesteps, loss_weights
+from tinydiffusion.diffusion.weighting import WEIGHTINGS, draw_timesteps, loss_weights
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -61,13 +61,33 @@ def test_edm_equals_table_1_in_the_space_of_x_0():
     torch.testing.assert_close(loss_weights("edm", "sample", a, s), expected)
 
 
+def test_velocity_is_one_for_the_flows_velocity_and_its_error_for_x_0():
+    a, s, _ = factors("flow")
+    noisy = s.flatten() >= 0.1
+    torch.testing.assert_close(
+        loss_weights("velocity", "flow", a, s)[noisy], torch.ones(int(noisy.sum()), 1, 1, 1)
+    )
+    x_0, guess, noise = 0.3, 0.5, -1.2
+    x_t = a * x_0 + s * noise
+    error = (noise - x_0) - (x_t - guess) / s  # x_t = x_0 + s v
+    weighted = loss_weights("velocity", "sample", a, s) * (guess - x_0) ** 2
+    torch.testing.assert_close(weighted[noisy], error[noisy] ** 2, rtol=1e-3, atol=0)
+
+
+def test_velocity_grows_no_more_on_clean_pictures():
+    a, s, _ = factors("flow")
+    weight = loss_weights("velocity", "sample", a, s).flatten()
+    assert weight.max() == pytest.approx(100)
+    assert (weight[s.flatten() < 0.1] == weight.max()).all()
+
+
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_none_is_one(prediction_type):
     a, s, _ = factors()
     torch.testing.assert_close(loss_weights("none", prediction_type, a, s), torch.ones_like(a))
 
 
-@pytest.mark.parametrize("weighting", ["none", "min_snr", "edm"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("name", ["cosine", "flow"])
 def test_weights_are_finite_where_no_signal_is_left(weighting, name):
     a, s, _ = factors(name)

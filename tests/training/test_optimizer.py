@@ -7,7 +7,7 @@ from torch import nn
 from tinydiffusion.training.optimizer import Optimizer
 
 OPTIONS = {"learning_rate": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.5}
-BOTH = {**OPTIONS, "muon_learning_rate": 0.05}
+BOTH = {**OPTIONS, "muon_modules": [""], "muon_learning_rate": 0.05}
 
 
 def linear():
@@ -103,3 +103,16 @@ def test_a_module_of_one_matrix_can_be_trained_by_muon():
     set_gradients(module, 0)
     optimizer.guarded_step(1.0, torch.zeros(()))
     assert not torch.equal(module.weight, before)
+
+
+def test_muon_trains_the_named_modules_alone():
+    module = nn.ModuleDict({"a": nn.Sequential(nn.Linear(4, 4)), "b": nn.Linear(4, 4)})
+    for names, expected in ((["a"], {"a.0.weight"}), (["a.0", "b"], {"a.0.weight", "b.weight"})):
+        state = Optimizer(module, **OPTIONS, muon_modules=names, muon_learning_rate=0.1)
+        assert set(state.named_state()) == {f"{name}/momentum" for name in expected}
+
+
+def test_an_unknown_module_is_named_with_those_there_are():
+    module = nn.ModuleDict({"network": nn.Linear(4, 4), "text_encoder": nn.Linear(4, 4)})
+    with pytest.raises(ValueError, match=r"\['network', 'text_encoder'\], got 'text'"):
+        Optimizer(module, **OPTIONS, muon_modules=["text"])

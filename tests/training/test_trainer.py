@@ -380,7 +380,7 @@ def test_muons_momentum_resumes_exactly(tmp_path):
             return loss + (self.mix(x) - x.flip(-1)).square().mean(), scalars
 
     def run(folder, **options):
-        return trainer(tmp_path / folder, objective=Mixing(), muon_learning_rate=0.02, **options)
+        return trainer(tmp_path / folder, objective=Mixing(), muon_modules=["mix"], **options)
 
     unbroken, stopped, resumed = run("a"), run("b", hooks=[StopAfter(52)]), run("b")
     unbroken.train()

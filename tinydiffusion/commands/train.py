@@ -186,10 +186,10 @@ class _Run:
         if training.tensorboard:
             trackers.append(TensorBoardTracker())
         shared = (
-            "num_pictures", "learning_rate", "muon_learning_rate", "betas", "weight_decay",
-            "warmup_pictures", "decay_fraction", "gradient_clip", "accumulation",
-            "ema_max_decay", "ema_power", "precision", "checkpoint_every", "keep_checkpoints",
-            "log_every",
+            "num_pictures", "learning_rate", "betas", "weight_decay", "muon_modules",
+            "muon_learning_rate", "warmup_pictures", "decay_fraction", "gradient_clip",
+            "accumulation", "ema_max_decay", "ema_power", "precision", "checkpoint_every",
+            "keep_checkpoints", "log_every",
         )  # fmt: skip
         return Trainer(
             self.objective,

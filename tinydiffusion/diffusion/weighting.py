@@ -7,8 +7,9 @@ from torch import Tensor
 from tinydiffusion.diffusion.prediction import x_0_sensitivity
 from tinydiffusion.registry import suggest
 
-WEIGHTINGS = ["none", "min_snr", "edm"]
+WEIGHTINGS = ["none", "min_snr", "edm", "velocity"]
 DENSITIES = ["uniform", "logit_normal"]
+MIN_NOISE = 0.1  # below it the velocity's weight grows no more
 
 
 def loss_weights(
@@ -27,8 +28,9 @@ def loss_weights(
 
     Args:
         weighting: "none" (1 for every picture), "min_snr" (Hang et al. 2023, eq. 4,
-            https://arxiv.org/abs/2303.09556) or "edm" (Karras et al. 2022, table 1,
-            https://arxiv.org/abs/2206.00364).
+            https://arxiv.org/abs/2303.09556), "edm" (Karras et al. 2022, table 1,
+            https://arxiv.org/abs/2206.00364) or "velocity", 1 / s^2: the error of the flow's
+            velocity, whatever is predicted (Li & He 2025, https://arxiv.org/abs/2511.13720).
         prediction_type: As in `prediction.training_target`.
         a: Signal factor.
         s: Noise factor.
@@ -46,6 +48,8 @@ def loss_weights(
     elif weighting == "edm":
         sigma = s / a
         x_0_weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    elif weighting == "velocity":
+        x_0_weight = 1 / s.clamp_min(MIN_NOISE) ** 2
     else:
         raise ValueError(_unknown("weighting", weighting, WEIGHTINGS))
     return x_0_weight * sensitivity**2

@@ -27,7 +27,7 @@ class DenoisingObjective(nn.Module):
         denoiser: Network, schedule and prediction type; its network is trained.
         text_encoder: Trained along, unless it is frozen.
         caption_dropout_prob: Share of captions emptied, drawn anew at every step, in [0, 1].
-        weighting: "none", "min_snr" or "edm", see `diffusion/weighting.py`.
+        weighting: "none", "min_snr", "edm" or "velocity", see `diffusion/weighting.py`.
         gamma: The cap of min-SNR.
         sigma_data: Standard deviation of the pictures, for "edm".
         time_density: "uniform" or "logit_normal".

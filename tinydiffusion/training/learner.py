@@ -29,9 +29,10 @@ class Learner:
         objective: Objective,
         *,
         learning_rate: float,
-        muon_learning_rate: float,
         betas: tuple[float, float],
         weight_decay: float,
+        muon_modules: Sequence[str],
+        muon_learning_rate: float,
         gradient_clip: float,
         ema_max_decay: float,
         ema_power: float,
@@ -53,9 +54,10 @@ class Learner:
         self.optimizer = Optimizer(
             self.module,
             learning_rate=learning_rate,
-            muon_learning_rate=muon_learning_rate,
             betas=betas,
             weight_decay=weight_decay,
+            muon_modules=muon_modules,
+            muon_learning_rate=muon_learning_rate,
         )
 
     def step(

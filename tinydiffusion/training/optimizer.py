@@ -1,6 +1,6 @@
-"""The optimizer: AdamW, and Muon for the matrices where it has a learning rate."""
+"""The optimizer: AdamW, and Muon for the matrices of the modules that are named for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,15 +11,18 @@ from tinydiffusion.training.muon import GuardedMuon
 
 
 class Optimizer:
-    """AdamW over the trained parameters of a module, or over all but its hidden matrices.
+    """AdamW over the trained parameters of a module, except those that Muon trains.
 
     Args:
         module: What is trained.
         learning_rate: AdamW's, at its highest.
-        muon_learning_rate: Muon's for the weights of linear layers, at its highest; 0 leaves
-            them to AdamW.
         betas: AdamW's.
         weight_decay: Of both; on matrices and kernels only, not on biases, gains or other vectors.
+        muon_modules: Names of submodules whose linear layers' weights Muon trains; "" is all.
+        muon_learning_rate: Muon's, at its highest.
+
+    Raises:
+        ValueError: the module has no submodule of a name.
     """
 
     def __init__(
@@ -27,21 +30,21 @@ class Optimizer:
         module: nn.Module,
         *,
         learning_rate: float,
-        muon_learning_rate: float = 0.0,
         betas: tuple[float, float],
         weight_decay: float,
+        muon_modules: Sequence[str] = (),
+        muon_learning_rate: float = 0.0,
     ) -> None:
         parameters = trained_parameters(module)
+        hidden = _weights_of_linear_layers(module, muon_modules)
+        matrices = {n: p for n, p in parameters.items() if n in hidden}
+        others = {n: p for n, p in parameters.items() if n not in hidden}
         self.parts: list[tuple[float, GuardedAdamW | GuardedMuon]] = []
-        if muon_learning_rate:
-            hidden = _weights_of_linear_layers(module)
-            matrices = {n: p for n, p in parameters.items() if n in hidden}
-            parameters = {n: p for n, p in parameters.items() if n not in hidden}
-            if matrices:
-                muon = GuardedMuon(matrices, weight_decay=weight_decay)
-                self.parts.append((muon_learning_rate, muon))
-        if parameters:
-            adamw = GuardedAdamW(parameters, betas=betas, weight_decay=weight_decay)
+        if matrices:
+            muon = GuardedMuon(matrices, weight_decay=weight_decay)
+            self.parts.append((muon_learning_rate, muon))
+        if others:
+            adamw = GuardedAdamW(others, betas=betas, weight_decay=weight_decay)
             self.parts.append((learning_rate, adamw))
 
     def guarded_step(self, factor: float, call_off: Float[Tensor, ""]) -> None:
@@ -110,9 +113,16 @@ class GuardedAdamW(torch.optim.AdamW):
                     self.state[parameter][key] = like.copy_(value)
 
 
-def _weights_of_linear_layers(module: nn.Module) -> set[str]:
+def _weights_of_linear_layers(module: nn.Module, names: Sequence[str]) -> set[str]:
+    submodules = dict(module.named_modules())
+    if unknown := [name for name in names if name not in submodules]:
+        known = sorted(name for name, _ in module.named_children())
+        raise ValueError(
+            f"muon_modules must name modules of the objective, such as {known}, got {unknown[0]!r}"
+        )
     return {
-        f"{name}.weight" if name else "weight"
-        for name, layer in module.named_modules()
+        ".".join(filter(None, (name, path, "weight")))
+        for name in names
+        for path, layer in submodules[name].named_modules()
         if isinstance(layer, nn.Linear)
     }

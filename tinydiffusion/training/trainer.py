@@ -49,10 +49,10 @@ class Trainer:
         max_seconds: Wall-clock budget over all resumes, hooks and saves included. The learning
             rate finishes its decay within it; the last hooks and the last save come on top.
         learning_rate: AdamW's at its highest.
-        muon_learning_rate: Muon's at its highest, for the weights of linear layers; 0 leaves them
-            to AdamW.
         betas: Of AdamW.
         weight_decay: For tensors of two or more dimensions.
+        muon_modules: Names of modules of the objective whose linear layers Muon trains.
+        muon_learning_rate: Muon's at its highest.
         warmup_pictures: Length of the linear warm-up.
         decay_fraction: Share of the run over which the learning rate falls to 0, in [0, 1].
         gradient_clip: Largest norm of the gradient.
@@ -80,9 +80,10 @@ class Trainer:
     identity: Mapping[str, Any]
     max_seconds: float | None = None
     learning_rate: float = 3e-4
-    muon_learning_rate: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
+    muon_modules: Sequence[str] = ()
+    muon_learning_rate: float = 0.01
     warmup_pictures: int = 5_000
     decay_fraction: float = 0.2
     gradient_clip: float = 1.0
@@ -102,9 +103,10 @@ class Trainer:
         self.learner = Learner(
             self.objective,
             learning_rate=self.learning_rate,
-            muon_learning_rate=self.muon_learning_rate,
             betas=self.betas,
             weight_decay=self.weight_decay,
+            muon_modules=self.muon_modules,
+            muon_learning_rate=self.muon_learning_rate,
             gradient_clip=self.gradient_clip,
             ema_max_decay=self.ema_max_decay,
             ema_power=self.ema_power,
@@ -268,8 +270,8 @@ class Trainer:
 
     def _check_ranges(self) -> None:
         at_least_1 = ("num_pictures", "accumulation", "checkpoint_every", "log_every")
-        positive = ("learning_rate", "gradient_clip")
-        not_negative = ("muon_learning_rate", "warmup_pictures", "weight_decay")
+        positive = ("learning_rate", "muon_learning_rate", "gradient_clip")
+        not_negative = ("warmup_pictures", "weight_decay")
         for names, allowed, holds in (
             (at_least_1, "at least 1", lambda value: value >= 1),
             (positive, "positive", lambda value: value > 0),
