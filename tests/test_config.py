@@ -85,6 +85,8 @@ def test_a_dict_is_plain_and_a_copy():
 @hypothesis.settings(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=50
 )
+@hypothesis.example(prompt="two\x85lines")
+@hypothesis.example(prompt="\u2028")
 @given(prompt=st.text() | st.from_regex(r"[-+]?[0-9.eE:_x~]{1,6}"))
 def test_any_prompt_survives_in_a_file(prompt, tmp_path):
     asked = Config(sampling=SamplingConfig(prompts=(prompt,)), dataset={"name": prompt})

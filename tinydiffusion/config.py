@@ -231,7 +231,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts the text "1e-4" in quotes."""
+    """Puts the text "1e-4" in quotes, and texts with Unicode's line breaks in those that escape."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if {"\x85", "\u2028", "\u2029"} & set(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 for _class in (_Loader, _Dumper):

@@ -1,8 +1,9 @@
-"""Proves Muon equal to torch's, and its matrices orthogonal."""
+"""Proves Muon equal to torch's, its matrices orthogonal, and its momentum part of a resume."""
 
 import pytest
 import torch
 from torch import nn
+from training_toys import Autoencoder, assert_same_bits, learned, trainer
 
 from tinydiffusion.training.muon import GuardedMuon, orthogonalised
 
@@ -61,3 +62,30 @@ def test_a_matrix_without_a_gradient_stays():
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
     GuardedMuon(weights(module), weight_decay=0.0).guarded_step(0.1, GO)
     assert all(torch.equal(before[n], p) for n, p in module.named_parameters())
+
+
+class Mixing(Autoencoder):
+    """An autoencoder and a matrix that learns to turn rows around."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(4, 4, bias=False)
+        nn.init.eye_(self.mix.weight)
+
+    def loss(self, batch, generator):
+        loss, scalars = super().loss(batch, generator)
+        x = batch["image"].float() / 127.5 - 1
+        return loss + (self.mix(x) - x.flip(-1)).square().mean(), scalars
+
+
+def test_momentum_resumes_exactly(tmp_path):
+    def run():
+        return trainer(tmp_path, objective=Mixing(), muon_modules=["mix"])
+
+    unbroken, resumed = run(), run()
+    unbroken.train()
+    first = resumed.checkpoints.list()[0]
+    assert 0 < resumed.resume(first) < 160
+    resumed.train()
+    assert "optimizer/mix.weight/momentum" in learned(resumed)
+    assert_same_bits(learned(resumed), learned(unbroken))

@@ -366,31 +366,6 @@ def test_channels_last_weights_resume_exactly(tmp_path):
     assert_same_bits(learned(resumed), learned(unbroken))
 
 
-def test_muons_momentum_resumes_exactly(tmp_path):
-    class Mixing(Autoencoder):
-        def __init__(self):
-            super().__init__()
-            self.mix = nn.Linear(4, 4)
-            nn.init.eye_(self.mix.weight)
-            nn.init.zeros_(self.mix.bias)
-
-        def loss(self, batch, generator):
-            loss, scalars = super().loss(batch, generator)
-            x = batch["image"].float() / 127.5 - 1
-            return loss + (self.mix(x) - x.flip(-1)).square().mean(), scalars
-
-    def run(folder, **options):
-        return trainer(tmp_path / folder, objective=Mixing(), muon_modules=["mix"], **options)
-
-    unbroken, stopped, resumed = run("a"), run("b", hooks=[StopAfter(52)]), run("b")
-    unbroken.train()
-    stopped.train()
-    resumed.resume()
-    resumed.train()
-    assert "optimizer/mix.weight/momentum" in learned(resumed)
-    assert_same_bits(learned(resumed), learned(unbroken))
-
-
 def test_bfloat16_is_for_the_forward_pass_only(tmp_path):
     dtypes = []
 
