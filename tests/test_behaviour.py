@@ -85,7 +85,7 @@ KILLED = {
     "network": {"name": "unet", "channels": [32, 32], "layers_per_block": 1, "dropout": 0.1},
     "training": {
         "num_pictures": 1280, "batch_size": 16, "warmup_pictures": 160, "precision": "float32",
-        "device": "cpu", "checkpoint_every": 320, "log_every": 16,
+        "muon_modules": ["text_encoder"], "device": "cpu", "checkpoint_every": 320, "log_every": 16,
     },
     "sampling": {"steps": 2, "every": 320, "num_prompts": 2},
 }  # fmt: skip

@@ -8,8 +8,10 @@ from torch import nn
 
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import make_schedule
+from tinydiffusion.models.unet import UNet
 from tinydiffusion.objectives.denoising import DenoisingObjective, to_float
 from tinydiffusion.protocols import Objective, TextStates
+from tinydiffusion.text_encoders.clip import ClipTextEncoder
 
 BATCH = 16
 
@@ -140,6 +142,28 @@ def test_error_of_the_preview_is_added(weight):
     error = (lengths.view(-1, 1, 1, 1) - small).square().mean()
     torch.testing.assert_close(loss, plain + weight * error)
     assert set(scalars) == ({"preview_loss"} if weight else set())
+
+
+def test_preview_learns_where_the_words_put_things():
+    torch.manual_seed(0)
+    captions = ["white is left of black", "white is right of black"] * 4
+    text_encoder = ClipTextEncoder.from_captions(captions, width=32, layers=1, heads=1)
+    options = {"text_dim": 32, "pooled_dim": 32, "channels": (32,), "attention_levels": ()}
+    network = UNet(**options, layers_per_block=1, preview_size=2)
+    denoiser = Denoiser(network, make_schedule("flow"), prediction_type="flow")
+    objective = DenoisingObjective(denoiser=denoiser, text_encoder=text_encoder)
+    left = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    left[:, :, :2] = 255
+    images = torch.stack([left, left.flip(-1)] * 4)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
+    for step in range(40):
+        optimizer.zero_grad()
+        examples = {"image": images, "caption": captions, "id": captions}
+        objective.loss(examples, generator(step))[0].backward()
+        optimizer.step()
+    told = network.preview(text_encoder.encode(captions[:2])).mean(dim=(1, 2))
+    expected = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
+    torch.testing.assert_close(told.detach(), expected, atol=0.3, rtol=0)
 
 
 def test_weighting_multiplies_each_pictures_error():

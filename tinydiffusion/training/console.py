@@ -111,7 +111,7 @@ def _summary(row: Row) -> str:
 
 
 def _short(value: float | int | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _clock(seconds: float) -> str:
