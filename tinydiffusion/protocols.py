@@ -137,10 +137,13 @@ class Network(Protocol):
 
 @runtime_checkable
 class Previewing(Protocol):
-    """A network that guesses the small picture from the text alone, and can be taught to."""
+    """A network that guesses a small picture from the text alone.
 
-    def preview(self, text: TextStates) -> Float[Tensor, "B C S S"]:
-        """The mean of all pictures that the text may mean, scaled down to S x S pixels."""
+    A further method of the network; the `denoising` objective trains it where it is there.
+    """
+
+    def preview(self, text: TextStates) -> Float[Tensor, "B C side side"]:
+        """The mean of all pictures that the text may mean, in [-1, 1], at any side."""
         ...
 
 

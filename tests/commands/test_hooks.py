@@ -18,7 +18,8 @@ class Drawing(torch.nn.Module):
         self.draws.append(torch.rand((), generator=generator).item())
         self.ids += batch["id"]
         self.captions += batch["caption"]
-        return batch["image"].float().mean() / 255 + self.draws[-1], {}
+        mean = batch["image"].float().mean() / 255
+        return mean + self.draws[-1], {"brightness": mean}
 
 
 def hook(dataset, **options):
@@ -43,7 +44,8 @@ def test_the_noise_is_the_same_every_time_and_differs_between_batches(dataset, t
 def test_the_loss_is_the_mean_over_pictures(dataset, tmp_path):
     """... although the last batch has fewer."""
     validation, objective = hook(dataset, batch_size=4)
-    loss = validation(0, tmp_path, objective)["validation_loss"]
+    row = validation(0, tmp_path, objective)
+    loss = row["validation_loss"]
     pictures = [dataset[i]["image"].float().mean().item() / 255 for i in range(10)]
     noise = [
         number
@@ -51,6 +53,7 @@ def test_the_loss_is_the_mean_over_pictures(dataset, tmp_path):
         for _ in range(count)
     ]
     assert loss == pytest.approx(sum(pictures + noise) / 10)
+    assert row["validation_brightness"] == pytest.approx(sum(pictures) / 10)
     assert objective.ids == [dataset[i]["id"] for i in range(10)]
     assert objective.captions == [dataset[i]["caption"][0] for i in range(10)]
 

@@ -61,15 +61,15 @@ def test_edm_equals_table_1_in_the_space_of_x_0():
     torch.testing.assert_close(loss_weights("edm", "sample", a, s), expected)
 
 
-def test_velocity_is_one_for_the_flows_velocity_and_its_error_for_x_0():
-    a, s, _ = factors("flow")
+@pytest.mark.parametrize("name", ["linear", "cosine", "flow"])
+def test_velocity_is_one_for_the_velocity_and_its_error_for_x_0(name):
+    a, s, _ = factors(name)
     noisy = s.flatten() >= 0.1
-    torch.testing.assert_close(
-        loss_weights("velocity", "flow", a, s)[noisy], torch.ones(int(noisy.sum()), 1, 1, 1)
-    )
+    of_flow = loss_weights("velocity", "flow", a, s)[noisy]
+    torch.testing.assert_close(of_flow, torch.ones_like(of_flow))
     x_0, guess, noise = 0.3, 0.5, -1.2
     x_t = a * x_0 + s * noise
-    error = (noise - x_0) - (x_t - guess) / s  # x_t = x_0 + s v
+    error = (noise - x_0) - ((x_t - a * guess) / s - guess)
     weighted = loss_weights("velocity", "sample", a, s) * (guess - x_0) ** 2
     torch.testing.assert_close(weighted[noisy], error[noisy] ** 2, rtol=1e-3, atol=0)
 

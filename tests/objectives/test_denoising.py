@@ -141,7 +141,11 @@ def test_error_of_the_preview_is_added(weight):
     lengths = torch.tensor([len(caption) / 50 for caption in batch()["caption"]])
     error = (lengths.view(-1, 1, 1, 1) - small).square().mean()
     torch.testing.assert_close(loss, plain + weight * error)
-    assert set(scalars) == ({"preview_loss"} if weight else set())
+    if weight:
+        torch.testing.assert_close(scalars["preview_loss"], error)
+        torch.testing.assert_close(scalars["denoising_loss"], plain)
+    else:
+        assert scalars == {}
 
 
 def test_preview_learns_where_the_words_put_things():
@@ -275,6 +279,11 @@ def test_dropout_does_not_move_noise_or_timesteps():
 def test_a_probability_outside_0_and_1_is_an_error(probability):
     with pytest.raises(ValueError, match=rf"caption_dropout_prob .* got {probability}"):
         make(caption_dropout_prob=probability)
+
+
+def test_a_negative_weight_of_the_preview_is_an_error():
+    with pytest.raises(ValueError, match="preview_weight must be at least 0, got -1"):
+        make(preview_weight=-1.0)
 
 
 @pytest.mark.parametrize(

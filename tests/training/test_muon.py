@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from training_toys import Autoencoder, assert_same_bits, learned, trainer
 
+from tinydiffusion.training.checkpoint import CheckpointError
 from tinydiffusion.training.muon import GuardedMuon, orthogonalised
 
 GO = torch.zeros(())
@@ -59,9 +60,15 @@ def test_a_zero_gradient_moves_nothing():
 
 def test_a_matrix_without_a_gradient_stays():
     module = layers()
-    before = {n: p.detach().clone() for n, p in module.named_parameters()}
-    GuardedMuon(weights(module), weight_decay=0.0).guarded_step(0.1, GO)
-    assert all(torch.equal(before[n], p) for n, p in module.named_parameters())
+    muon = GuardedMuon(weights(module), weight_decay=0.1)
+    for parameter in weights(module).values():
+        parameter.grad = torch.ones_like(parameter)
+    muon.guarded_step(0.1, GO)  # now there is momentum
+    module[0].weight.grad = None
+    before = {n: p.detach().clone() for n, p in weights(module).items()}
+    muon.guarded_step(0.1, GO)
+    stayed = [n for n, p in weights(module).items() if torch.equal(before[n], p)]
+    assert stayed == ["0.weight"]
 
 
 class Mixing(Autoencoder):
@@ -89,3 +96,10 @@ def test_momentum_resumes_exactly(tmp_path):
     resumed.train()
     assert "optimizer/mix.weight/momentum" in learned(resumed)
     assert_same_bits(learned(resumed), learned(unbroken))
+
+
+@pytest.mark.parametrize(("before", "after"), [(["mix"], []), ([], ["mix"])])
+def test_another_optimizer_is_refused(tmp_path, before, after):
+    trainer(tmp_path, objective=Mixing(), muon_modules=before).train()
+    with pytest.raises(CheckpointError, match="muon_modules"):
+        trainer(tmp_path, objective=Mixing(), muon_modules=after).resume()

@@ -112,6 +112,14 @@ def test_muon_trains_the_named_modules_alone():
         assert set(state.named_state()) == {f"{name}/momentum" for name in expected}
 
 
+def test_a_module_without_a_linear_layer_to_train_is_named():
+    frozen = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Conv2d(1, 1, 1)})
+    frozen["a"].requires_grad_(False)
+    for name in ("a", "b"):
+        with pytest.raises(ValueError, match=f"'{name}', which holds no linear layer to train"):
+            Optimizer(frozen, **OPTIONS, muon_modules=[name])
+
+
 def test_an_unknown_module_is_named_with_those_there_are():
     module = nn.ModuleDict({"network": nn.Linear(4, 4), "text_encoder": nn.Linear(4, 4)})
     with pytest.raises(ValueError, match=r"\['network', 'text_encoder'\], got 'text'"):

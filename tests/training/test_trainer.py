@@ -326,6 +326,8 @@ def test_errors_of_the_data_reach_the_caller_and_what_was_learned_is_saved(tmp_p
     [
         ("num_pictures", 0, "num_pictures must be at least 1, got 0"),
         ("learning_rate", 0.0, "learning_rate must be positive"),
+        ("muon_learning_rate", 0.0, "muon_learning_rate must be positive"),
+        ("muon_modules", ["denoise"], "muon_modules must name modules"),
         ("decay_fraction", 1.5, r"decay_fraction must be in \[0, 1\]"),
         ("max_seconds", -1.0, "max_seconds must be positive"),
         ("gradient_clip", float("nan"), "gradient_clip must be positive"),

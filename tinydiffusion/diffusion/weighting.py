@@ -29,8 +29,9 @@ def loss_weights(
     Args:
         weighting: "none" (1 for every picture), "min_snr" (Hang et al. 2023, eq. 4,
             https://arxiv.org/abs/2303.09556), "edm" (Karras et al. 2022, table 1,
-            https://arxiv.org/abs/2206.00364) or "velocity", 1 / s^2: the error of the flow's
-            velocity, whatever is predicted (Li & He 2025, https://arxiv.org/abs/2511.13720).
+            https://arxiv.org/abs/2206.00364) or "velocity": the error of noise - x_0, whatever
+            is predicted (Li & He 2025, https://arxiv.org/abs/2511.13720), but for the last
+            clean tenth of the noise levels, s < 0.1, where it would grow without bound.
         prediction_type: As in `prediction.training_target`.
         a: Signal factor.
         s: Noise factor.
@@ -49,7 +50,7 @@ def loss_weights(
         sigma = s / a
         x_0_weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     elif weighting == "velocity":
-        x_0_weight = 1 / s.clamp_min(MIN_NOISE) ** 2
+        x_0_weight = ((a + s) / s.clamp_min(MIN_NOISE)) ** 2  # v = x_t / s - x_0 (a + s) / s
     else:
         raise ValueError(_unknown("weighting", weighting, WEIGHTINGS))
     return x_0_weight * sensitivity**2

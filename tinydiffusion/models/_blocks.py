@@ -64,7 +64,7 @@ class PositionEmbedding(nn.Module):
 class Preview(nn.Module):
     """Maps (B, channels, size, size) from the pooled text alone: what goes where, coarsely.
 
-    The product of text and place that is slow to learn otherwise: modulation acts on whole
+    Without them the product of text and place is slow to learn: modulation acts on whole
     channels, and attention asks with queries that are still noise. dev/LOG.md has the numbers.
     """
 
@@ -74,7 +74,7 @@ class Preview(nn.Module):
         self.norm = nn.LayerNorm(pooled_dim)
         self.project = nn.Linear(pooled_dim, channels * size**2)
 
-    def forward(self, pooled: Float[Tensor, "B P"]) -> Float[Tensor, "B C S S"]:
+    def forward(self, pooled: Float[Tensor, "B P"]) -> Float[Tensor, "B K side side"]:
         maps = self.project(self.norm(pooled))
         return rearrange(maps, "b (c h w) -> b c h w", h=self.size, w=self.size)
 

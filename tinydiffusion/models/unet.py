@@ -52,7 +52,8 @@ class UNet(nn.Module):
         in_channels: Colour channels of the picture.
 
     Raises:
-        ValueError: a width that does not divide as said above.
+        ValueError: a width that does not divide as said above, a count below 1, or fewer
+            preview_channels than in_channels.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class UNet(nn.Module):
                 x = layer(x, like=skips[-1])
         return self._unfold(self.conv_out(F.silu(self.norm_out(x))))
 
-    def preview(self, text: TextStates) -> Float[Tensor, "B C S S"]:
+    def preview(self, text: TextStates) -> Float[Tensor, "B C side side"]:
         """What the text alone says of the small picture, see `protocols.Previewing`."""
         return self.text_preview(text.pooled)[:, : self.in_channels]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.prediction import training_target
 from tinydiffusion.diffusion.weighting import draw_timesteps, loss_weights
-from tinydiffusion.protocols import Batch, Previewing, TextEncoder, TextStates
+from tinydiffusion.protocols import Batch, Previewing, TextEncoder
 
 
 class DenoisingObjective(nn.Module):
@@ -70,12 +70,15 @@ class DenoisingObjective(nn.Module):
             "density": time_density, "mean": time_mean, "std": time_std, "stratified": stratified
         }  # fmt: skip
         self.preview_weight = preview_weight
+        self.has_preview = isinstance(denoiser.network, Previewing)
         self._weights(self._draw_timesteps(1, torch.Generator()))  # wrong options raise here
 
     def loss(
         self, batch: Batch, generator: torch.Generator
     ) -> tuple[Float[Tensor, ""], Mapping[str, float | Tensor]]:
-        """The mean weighted squared error of the batch, and its `preview_loss` if it has one.
+        """The mean weighted squared error of the batch, plus that of the preview.
+
+        Where there is a preview, both parts are logged: `denoising_loss` and `preview_loss`.
 
         Args:
             batch: Pictures uint8 on the objective's device, and their captions.
@@ -93,11 +96,11 @@ class DenoisingObjective(nn.Module):
         target = training_target(self.denoiser.prediction_type, x_0, noise, a, s)
         weights = self._weights(timesteps)
         loss = (weights * (output.float() - target).square()).mean()
-        network = self.denoiser.network
-        if self.preview_weight == 0 or not isinstance(network, Previewing):
+        if self.preview_weight == 0 or not self.has_preview:
             return loss, {}
-        preview_loss = _preview_loss(network, text, x_0)
-        return loss + self.preview_weight * preview_loss, {"preview_loss": preview_loss}
+        preview_loss = _preview_loss(self.denoiser.network.preview(text).float(), x_0)
+        parts = {"denoising_loss": loss, "preview_loss": preview_loss}
+        return loss + self.preview_weight * preview_loss, parts
 
     def _draw_timesteps(self, batch_size: int, generator: torch.Generator) -> Int[Tensor, "B"]:
         T = self.denoiser.schedule.num_train_timesteps
@@ -117,9 +120,8 @@ class DenoisingObjective(nn.Module):
 
 
 def _preview_loss(
-    network: Previewing, text: TextStates, x_0: Float[Tensor, "B C H W"]
+    preview: Float[Tensor, "B C side side"], x_0: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, ""]:
-    preview = network.preview(text).float()
     small = nn.functional.adaptive_avg_pool2d(x_0, preview.shape[-2:])
     return (preview - small).square().mean()
 

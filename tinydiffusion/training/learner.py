@@ -21,7 +21,8 @@ class Learner:
     """An objective with its optimizer and its average; `Trainer` explains the arguments.
 
     Raises:
-        ValueError: the objective is no `nn.Module`, or no parameter of it requires a gradient.
+        ValueError: the objective is no `nn.Module`, no parameter of it requires a gradient, or
+            `muon_modules` names what is not there.
     """
 
     def __init__(
@@ -120,7 +121,8 @@ class Learner:
         """Take over what a checkpoint has learned.
 
         Raises:
-            CheckpointError: its tensors have other names or shapes; names them.
+            CheckpointError: its tensors have other names or shapes, which it names; or other
+                parameters were trained by Muon.
         """
         changed = difference(_shapes(checkpoint.model), _shapes(self.parameters))
         if changed:
@@ -129,6 +131,8 @@ class Learner:
             parameter.copy_(checkpoint.model[name])
         self.ema.load(checkpoint.ema, checkpoint.state["ema_updates"])
         self.optimizer.load_named_state(checkpoint.optimizer)
+        if self.optimizer.named_state().keys() != checkpoint.optimizer.keys():
+            raise CheckpointError("the checkpoint's parameters had other optimizers (muon_modules)")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:

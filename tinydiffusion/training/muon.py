@@ -14,9 +14,8 @@ class GuardedMuon:
     """Muon with a step that can be called off on the device, without waiting for it.
 
     Jordan et al. (2024), https://kellerjordan.github.io/posts/muon/. Every direction of a matrix
-    moves at the same speed, the rare ones too; so words that matter little to the loss, such as
-    relations, are learned in fewer steps than with AdamW. Equal to `torch.optim.Muon`, which
-    has no way to call a step off.
+    moves at nearly the same speed, the rare ones too. Equal to `torch.optim.Muon`, which has no
+    way to call a step off.
 
     Args:
         matrices: What is trained, by name; two dimensions each.
@@ -36,14 +35,12 @@ class GuardedMuon:
         """One update at this learning rate, or none where `call_off` is 1."""
         off = call_off > 0
         for names in self._names_by_shape().values():
+            weights = torch.stack([self.matrices[name] for name in names])
             gradients = torch.stack([_gradient(self.matrices[name]) for name in names])
             buffers = torch.stack([self.buffers[name] for name in names])
-            weights = torch.stack([self.matrices[name].detach() for name in names])
             moved = buffers.lerp(gradients, 1 - self.momentum)
-            update = orthogonalised(gradients.lerp(moved, self.momentum))  # Nesterov's look ahead
-            rows, columns = gradients.shape[1:]
-            rate = learning_rate * max(1, rows / columns) ** 0.5
-            stepped = weights * (1 - learning_rate * self.weight_decay) - rate * update
+            ahead = gradients.lerp(moved, self.momentum)  # Nesterov
+            stepped = self._stepped(weights, ahead, learning_rate)
             _write(self.buffers, names, torch.where(off, buffers, moved))
             _write(self.matrices, names, torch.where(off, weights, stepped))
 
@@ -54,12 +51,22 @@ class GuardedMuon:
     def load_named_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `named_state` returned."""
         for name, buffer in self.buffers.items():
-            buffer.copy_(tensors[f"{name}/momentum"])
+            if f"{name}/momentum" in tensors:
+                buffer.copy_(tensors[f"{name}/momentum"])
+
+    def _stepped(
+        self, weights: Float[Tensor, "N R C"], momentum: Float[Tensor, "N R C"], rate: float
+    ) -> Float[Tensor, "N R C"]:
+        rows, columns = weights.shape[1:]
+        decayed = weights * (1 - rate * self.weight_decay)
+        return decayed - rate * max(1, rows / columns) ** 0.5 * orthogonalised(momentum)
 
     def _names_by_shape(self) -> dict[tuple[int, ...], list[str]]:
+        """Names of the matrices with a gradient; one shape is updated in one call."""
         shapes: dict[tuple[int, ...], list[str]] = {}
         for name, matrix in self.matrices.items():
-            shapes.setdefault(tuple(matrix.shape), []).append(name)
+            if matrix.grad is not None:
+                shapes.setdefault(tuple(matrix.shape), []).append(name)
         return shapes
 
 
@@ -80,7 +87,8 @@ def orthogonalised(matrices: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
 
 
 def _gradient(matrix: nn.Parameter) -> Tensor:
-    return torch.zeros_like(matrix) if matrix.grad is None else matrix.grad
+    assert matrix.grad is not None
+    return matrix.grad
 
 
 def _write(tensors: Mapping[str, Tensor], names: list[str], values: Tensor) -> None:

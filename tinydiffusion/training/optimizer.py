@@ -18,11 +18,11 @@ class Optimizer:
         learning_rate: AdamW's, at its highest.
         betas: AdamW's.
         weight_decay: Of both; on matrices and kernels only, not on biases, gains or other vectors.
-        muon_modules: Names of submodules whose linear layers' weights Muon trains; "" is all.
+        muon_modules: Names of modules whose linear layers' weights Muon trains; "" is all.
         muon_learning_rate: Muon's, at its highest.
 
     Raises:
-        ValueError: the module has no submodule of a name.
+        ValueError: a name in `muon_modules` is no module, or holds no linear layer to train.
     """
 
     def __init__(
@@ -33,12 +33,12 @@ class Optimizer:
         betas: tuple[float, float],
         weight_decay: float,
         muon_modules: Sequence[str] = (),
-        muon_learning_rate: float = 0.0,
+        muon_learning_rate: float = 0.01,
     ) -> None:
         parameters = trained_parameters(module)
-        hidden = _weights_of_linear_layers(module, muon_modules)
-        matrices = {n: p for n, p in parameters.items() if n in hidden}
-        others = {n: p for n, p in parameters.items() if n not in hidden}
+        muon_names = {n for name in muon_modules for n in _linear_weights(module, name)}
+        matrices = {n: p for n, p in parameters.items() if n in muon_names}
+        others = {n: p for n, p in parameters.items() if n not in muon_names}
         self.parts: list[tuple[float, GuardedAdamW | GuardedMuon]] = []
         if matrices:
             muon = GuardedMuon(matrices, weight_decay=weight_decay)
@@ -113,16 +113,20 @@ class GuardedAdamW(torch.optim.AdamW):
                     self.state[parameter][key] = like.copy_(value)
 
 
-def _weights_of_linear_layers(module: nn.Module, names: Sequence[str]) -> set[str]:
-    submodules = dict(module.named_modules())
-    if unknown := [name for name in names if name not in submodules]:
-        known = sorted(name for name, _ in module.named_children())
+def _linear_weights(module: nn.Module, name: str) -> list[str]:
+    modules = dict(module.named_modules())
+    if name not in modules:
+        known = sorted(child for child, _ in module.named_children())
         raise ValueError(
-            f"muon_modules must name modules of the objective, such as {known}, got {unknown[0]!r}"
+            f"muon_modules must name modules of the objective, such as {known}, got {name!r}"
         )
-    return {
+    weights = [
         ".".join(filter(None, (name, path, "weight")))
-        for name in names
-        for path, layer in submodules[name].named_modules()
-        if isinstance(layer, nn.Linear)
-    }
+        for path, layer in modules[name].named_modules()
+        if isinstance(layer, nn.Linear) and layer.weight.requires_grad
+    ]
+    if not weights:
+        raise ValueError(
+            f"muon_modules names {name!r}, which holds no linear layer to train; leave it out"
+        )
+    return weights

@@ -51,8 +51,9 @@ class Trainer:
         learning_rate: AdamW's at its highest.
         betas: Of AdamW.
         weight_decay: For tensors of two or more dimensions.
-        muon_modules: Names of modules of the objective whose linear layers Muon trains.
-        muon_learning_rate: Muon's at its highest.
+        muon_modules: Names of modules of the objective whose linear layers' weights Muon trains,
+            see `muon.GuardedMuon`; "" is the whole objective.
+        muon_learning_rate: Muon's at its highest; it rises and falls with AdamW's.
         warmup_pictures: Length of the linear warm-up.
         decay_fraction: Share of the run over which the learning rate falls to 0, in [0, 1].
         gradient_clip: Largest norm of the gradient.
@@ -120,7 +121,7 @@ class Trainer:
         self._hooked_at = [-1] * len(self.hooks)  # pictures seen when each hook last ran
         self._clock = Stopwatch()
         self._continues = False
-        self._learning_rate = 0.0  # of the last step
+        self._learning_rate_factor = 0.0  # of the last step
         self._saved = True  # nothing learned yet
 
     @property
@@ -217,7 +218,7 @@ class Trainer:
             warmup_pictures=self.warmup_pictures,
             decay_fraction=self.decay_fraction,
         )
-        self._learning_rate = self.learning_rate * factor
+        self._learning_rate_factor = factor
         scalars, called_off = self.learner.step(micro_batches, self.pictures_seen, factor)
         self._log.add(scalars, called_off)
         self.pictures_seen = seen_after
@@ -241,7 +242,7 @@ class Trainer:
         counters = {
             "progress": self.progress,
             "seconds": self._clock.seconds,
-            "learning_rate": self._learning_rate,
+            "learning_rate": self.learning_rate * self._learning_rate_factor,
         }
         if self.learner.device.type == "cuda":
             counters["peak_memory_gib"] = (
