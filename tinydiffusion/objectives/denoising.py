@@ -1,6 +1,7 @@
 """The denoising objective: find the noise in a noisy picture, told its caption."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -98,7 +99,8 @@ class DenoisingObjective(nn.Module):
         loss = (weights * (output.float() - target).square()).mean()
         if self.preview_weight == 0 or not self.has_preview:
             return loss, {}
-        preview_loss = _preview_loss(self.denoiser.network.preview(text).float(), x_0)
+        network = cast(Previewing, self.denoiser.network)
+        preview_loss = _preview_loss(network.preview(text).float(), x_0)
         parts = {"denoising_loss": loss, "preview_loss": preview_loss}
         return loss + self.preview_weight * preview_loss, parts
 
@@ -122,7 +124,8 @@ class DenoisingObjective(nn.Module):
 def _preview_loss(
     preview: Float[Tensor, "B C side side"], x_0: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, ""]:
-    small = nn.functional.adaptive_avg_pool2d(x_0, preview.shape[-2:])
+    height, width = preview.shape[-2:]
+    small = nn.functional.adaptive_avg_pool2d(x_0, (height, width))
     return (preview - small).square().mean()
 
 
