@@ -279,7 +279,8 @@ def test_network_and_objective(example):
 
 
 def test_the_evaluator_merges(example):
-    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=generator)
 
     def measured(part: slice):
         evaluator = example("evaluator")()
@@ -297,7 +298,8 @@ def test_the_evaluator_merges(example):
     (score,) = merged.compute()
     assert score.n == 6
     assert score.value == pytest.approx((images / 255).mean().item())
-    assert measured(slice(None)).compute() == [score]
+    (whole,) = measured(slice(None)).compute()
+    assert score == whole._replace(value=pytest.approx(whole.value))
 
 
 def test_entry_points_give_the_names_that_the_page_says(newcomer, capsys):
