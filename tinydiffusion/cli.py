@@ -220,6 +220,41 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     )
 
 
+# ---- data ------------------------------------------------------------------------------------
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("paths", nargs="*", type=Path, metavar="PATH", help="Folders or tar shards, one per split.")
+    add(
+        "--config", metavar="FILE",
+        help="Take paths, size, caption column and text encoder from this run's YAML file.",
+    )  # fmt: skip
+    add("--size", type=_count, metavar="N", help="Smallest side that is usable; default 32.")
+    add("--caption-column", metavar="NAME", help="Of the metadata; default text.")
+    add("--workers", type=_count, default=2, metavar="N", help="Default 2; alters no result.")
+    add("--json", type=Path, metavar="FILE", help="Write every sample and every skipped file.")
+    add("--sheet", type=Path, metavar="FILE.png", help="Write a contact sheet.")
+
+
+def _data(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known = parser.parse_args(arguments)
+    if not known.paths and known.config is None:
+        raise UsageError("name one or more folders, or a run's --config FILE")
+    settings = None if known.config is None else config.load(known.config)
+    from tinydiffusion.commands.data import data
+
+    return data(
+        known.paths,
+        settings=settings,
+        size=known.size,
+        caption_column=known.caption_column,
+        workers=known.workers,
+        json_file=known.json,
+        sheet=known.sheet,
+    )
+
+
 # ---- sanity, plugins -------------------------------------------------------------------------
 
 
@@ -288,6 +323,7 @@ COMMANDS: dict[str, Command] = {
     "train": ("Train a text-to-image model.", _train_arguments, _train),
     "sample": ("Make pictures from prompts.", _sample_arguments, _sample),
     "evaluate": ("Measure a model or a folder of samples.", _evaluate_arguments, _evaluate),
+    "data": ("Scan captioned pictures: what loads, what does not, and why.", _data_arguments, _data),
     "sanity": ("Check in minutes that a setup can learn at all.", _sanity_arguments, _sanity),
     "plugins": ("List the plug-ins and where they come from.", _plugins_arguments, _plugins),
 }

@@ -70,6 +70,19 @@ class Selective(Protocol):
         ...
 
 
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A data set that can name every example's content cheaply.
+
+    A resumed run compares it with what it was and says which examples were added, removed or
+    edited; of other data sets it looks at a sample.
+    """
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """Example id -> SHA-256 of its captions and pixels, in the data set's order."""
+        ...
+
+
 # ---- text ------------------------------------------------------------------------------------
 
 
