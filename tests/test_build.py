@@ -84,33 +84,74 @@ def test_captions_are_always_a_list():
 
 
 def test_a_survey_returns_every_caption_of_a_small_set():
-    captions, _ = survey(Pictures(3))
+    captions, fingerprints = survey(Pictures(3))
     assert captions == ["0 a", "0 b", "1 a", "1 b", "2 a", "2 b"]
+    assert list(fingerprints) == ["0", "1", "2"]
 
 
 def test_a_survey_of_a_large_set_looks_at_part_of_it():
     pictures = Pictures(SURVEYED + 2500)
-    captions, fingerprint = survey(pictures)
-    assert len(set(pictures.visited)) == len(captions) / 2 == SURVEYED
+    captions, fingerprints = survey(pictures)
+    assert len(set(pictures.visited)) == len(captions) / 2 == len(fingerprints) == SURVEYED
     assert max(pictures.visited) > SURVEYED  # the end is seen, too
-    assert fingerprint == survey(pictures)[1]
+    assert fingerprints == survey(pictures)[1]
 
 
-def test_the_fingerprint_notices_any_change():
-    prints = [survey(Pictures(4))[1]]
-    changes = [
-        lambda p: p.examples[2]["image"].view(-1)[5].add_(1),
-        lambda p: p.examples[2].update(caption=["2 a", "2 c"]),
-        lambda p: p.examples[2].update(id="x"),
-        lambda p: p.examples.reverse(),
-        lambda p: p.examples.pop(),
-    ]
-    for change in changes:
-        pictures = Pictures(4)
-        change(pictures)
-        prints.append(survey(pictures)[1])
-    assert len(set(prints)) == 6
-    assert survey(Pictures(4))[1] == prints[0]
+@pytest.mark.parametrize(
+    ("change", "differing"),
+    [
+        (lambda p: p.examples[2]["image"].view(-1)[5].add_(1), {"2"}),
+        (lambda p: p.examples[2].update(image=p.examples[2]["image"].view(3, 2, 8)), {"2"}),
+        (lambda p: p.examples[2].update(caption=["2 a", "2 c"]), {"2"}),
+        (lambda p: p.examples[2].update(caption=["2 a\0002 b"]), {"2"}),
+        (lambda p: p.examples[2].update(caption=["2 b", "2 a"]), {"2"}),
+        (lambda p: p.examples[2].update(caption="2 a"), {"2"}),
+        (lambda p: p.examples[2].update(id="x"), {"2", "x"}),
+        (lambda p: p.examples.pop(), {"3"}),
+        (lambda p: p.examples.reverse(), set()),
+    ],
+)
+def test_the_fingerprints_name_what_changed(change, differing):
+    before, pictures = survey(Pictures(4))[1], Pictures(4)
+    change(pictures)
+    after = survey(pictures)[1]
+    assert {i for i, _ in before.items() ^ after.items()} == differing
+
+
+def test_the_order_of_the_fingerprints_is_the_data_sets():
+    pictures = Pictures(4)
+    pictures.examples.reverse()
+    assert list(survey(pictures)[1]) == ["3", "2", "1", "0"]
+
+
+class NamingPictures(Pictures):
+    def fingerprints(self):
+        return {example["id"]: f"sha of {example['id']}" for example in self.examples}
+
+
+def test_a_set_that_can_name_its_content_names_all_of_it():
+    captions, fingerprints = survey(NamingPictures(SURVEYED + 10))
+    assert len(captions) == 2 * SURVEYED
+    assert len(fingerprints) == SURVEYED + 10
+    assert fingerprints["7"] == "sha of 7"
+
+
+def test_ids_and_captions_may_be_anything_that_a_file_name_can_be():
+    pictures = Pictures(2)
+    pictures.examples[0].update(id="caf\udce9\n.png", caption="\ud800 lone")
+    assert "caf\udce9\n.png" in survey(pictures)[1]
+
+
+def test_two_examples_of_one_id_are_refused():
+    pictures = Pictures(3)
+    pictures.examples[2]["id"] = "0"
+    with pytest.raises(ValueError, match="two examples of the data set have the id '0'"):
+        survey(pictures)
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(ValueError, match="the data set is empty"):
+        survey(Pictures(0))
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(10, 3), (10, 10), (3, 10), (1, 1)])

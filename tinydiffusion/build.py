@@ -1,6 +1,7 @@
 """From the config to components: the only file that knows both."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from tinydiffusion import registry
 from tinydiffusion.config import Config, ConfigError, plugin
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import Schedule, make_schedule
-from tinydiffusion.protocols import Dataset, Evaluator, Example, TextEncoder
+from tinydiffusion.protocols import Dataset, Evaluator, Example, Fingerprinted, TextEncoder
 
 SURVEYED = 10_000
 """Examples of a data set that `survey` looks at."""
@@ -38,21 +39,38 @@ def captions_of(example: Example) -> list[str]:
     return [caption] if isinstance(caption, str) else list(caption)
 
 
-def survey(dataset: Dataset) -> tuple[list[str], str]:
-    """Captions and fingerprint of at most SURVEYED examples spread over the set.
+def survey(dataset: Dataset) -> tuple[list[str], dict[str, str]]:
+    """Captions and fingerprints, from at most SURVEYED examples spread over the set.
 
     Returns:
-        The captions that a text encoder learns its vocabulary from, and a SHA-256 of ids, captions
-        and pixels, by which a resumed run notices that its data changed.
+        The captions that a text encoder learns its vocabulary from, and example id -> SHA-256 of
+        captions and pixels, by which a resumed run notices what of its data changed: of every
+        example where the data set is `protocols.Fingerprinted`, else of the surveyed ones.
+
+    Raises:
+        ValueError: the set is empty, or two examples have the same id.
     """
+    if not len(dataset):
+        raise ValueError("the data set is empty; there is nothing to train on")
+    named = isinstance(dataset, Fingerprinted)
     captions: list[str] = []
-    digest = hashlib.sha256(str(len(dataset)).encode())
+    surveyed: dict[str, str] = {}
     for i in spread(len(dataset), SURVEYED):
         example = dataset[i]
+        if example["id"] in surveyed:
+            raise ValueError(f"two examples of the data set have the id {example['id']!r}")
         captions += captions_of(example)
-        digest.update("\0".join([example["id"], *captions_of(example)]).encode())
-        digest.update(example["image"].contiguous().numpy().data)
-    return captions, digest.hexdigest()
+        surveyed[example["id"]] = "" if named else fingerprint(example)
+    return captions, dict(dataset.fingerprints()) if named else surveyed
+
+
+def fingerprint(example: Example) -> str:
+    """SHA-256 of an example's captions, in their order, and pixels."""
+    image = example["image"].contiguous()
+    # JSON tells ["a", "b"] from ["a\0b"] and writes a lone surrogate as its number.
+    digest = hashlib.sha256(json.dumps([captions_of(example), list(image.shape)]).encode())
+    digest.update(image.numpy().data)
+    return digest.hexdigest()
 
 
 def spread(count: int, wanted: int) -> list[int]:
