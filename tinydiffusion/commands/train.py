@@ -173,7 +173,7 @@ class _Run:
         images = self.pipeline.generate(prompts, seed=self.config.seed)
         save_labelled_grid(self.run_dir / "grid.png", images, prompts)
 
-    def _trainer(self, data_fingerprint: str) -> Trainer:
+    def _trainer(self, data_fingerprint: dict[str, str]) -> Trainer:
         training = self.config.training
         batches = Batches(
             self.dataset,
@@ -222,7 +222,7 @@ class _Run:
         return hooks
 
 
-def _identity(config: Config, data_fingerprint: str) -> dict[str, Any]:
+def _identity(config: Config, data_fingerprint: dict[str, str]) -> dict[str, Any]:
     """What must not change between a checkpoint and its resumption."""
     values = config_file.to_dict(config)
     training = {k: v for k, v in values["training"].items() if k not in MAY_CHANGE}
