@@ -10,7 +10,7 @@ import pytest
 
 from tinydiffusion import cli, registry
 from tinydiffusion.cli import COMMANDS, main
-from tinydiffusion.training.checkpoint import NonFiniteError
+from tinydiffusion.errors import DiskFullError, NonFiniteError
 
 ROOT = Path(__file__).parents[1]
 
@@ -141,6 +141,7 @@ def test_no_shortened_flag_is_accepted(command, monkeypatch, capsys):
     [
         (ValueError("wrong"), 2, "error: wrong\n"),
         (NonFiniteError("loss is NaN"), 4, "error: loss is NaN\n"),
+        (DiskFullError("no space"), 3, "error: no space\n"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

@@ -23,6 +23,7 @@ from tinydiffusion.datasets.scenes import ScenesDataset
 from tinydiffusion.diffusion import prediction, schedule, weighting
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.noise import picture_generators, randn
+from tinydiffusion.errors import RunError
 
 # Samplers of diffusers and numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -202,7 +203,8 @@ def test_lists_are_complete(page, words):
 def test_exit_codes_are_those_of_the_code():
     table = page_text("model-folder").partition("## Exit codes")[2]
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
-    assert listed == {1, cli.USER_MISTAKE, cli.NON_FINITE, *EXIT_CODES.values()}
+    ends = {error.exit_code for error in RunError.__subclasses__()}
+    assert listed == {1, cli.USER_MISTAKE, *ends, *EXIT_CODES.values()}
     assert cli.main(["train", "--config", "nowhere.yaml"]) == cli.USER_MISTAKE
 
 

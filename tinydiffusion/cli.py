@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tinydiffusion import config, registry
+from tinydiffusion.errors import RunError
 
-USER_MISTAKE, NON_FINITE = 2, 4
-"""Exit codes; a run stopped by SIGINT ends with 130, by SIGTERM with 143."""
+USER_MISTAKE = 2
+"""Exit code; see `errors` for others. A run stopped by SIGINT ends with 130, by SIGTERM with 143."""
 
 
 SAMPLING_FLAGS = ("sampler", "steps", "spacing", "guidance_scale", "guidance_rescale")
@@ -33,18 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _run(arguments)
-    except ValueError as error:  # what the user did; anything else is our mistake and shows
+    except ValueError as error:  # what the user did; what is not caught here is our mistake
         if "--debug" in arguments:
             raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return USER_MISTAKE
-    except ArithmeticError as error:
-        from tinydiffusion.training.checkpoint import NonFiniteError
-
-        if not isinstance(error, NonFiniteError):
+    except RunError as error:
+        if "--debug" in arguments:
             raise
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return NON_FINITE
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
 

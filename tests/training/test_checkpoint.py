@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinydiffusion import durable
+from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.training import checkpoint as module
 from tinydiffusion.training.checkpoint import (
     FILES,
     Checkpoint,
     CheckpointError,
     CheckpointFolder,
-    NonFiniteError,
     difference,
     load_checkpoint,
 )
@@ -150,7 +151,7 @@ def _save_and_die_at(folder, k):
         dies = DiesAt(k)
         path_type = type(folder.path)
         for owner, name in (
-            (module.os, "fsync"),
+            (durable.os, "fsync"),
             (module.shutil, "rmtree"),
             (path_type, "mkdir"),
             (path_type, "open"),
@@ -195,7 +196,7 @@ def test_files_are_synced_before_the_rename_and_the_folder_after(folder, monkeyp
         calls.append("rename")
         return rename(path, target)
 
-    monkeypatch.setattr(module.os, "fsync", record_fsync)
+    monkeypatch.setattr(durable.os, "fsync", record_fsync)
     monkeypatch.setattr(type(folder.path), "rename", record_rename)
     folder.save(make(), pictures_seen=1)
     unfinished = ".tmp-000001-pictures-1"

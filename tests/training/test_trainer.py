@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from training_toys import Autoencoder, FlippingPictures, assert_same_bits, learned, trainer
 
+from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.training import clock
-from tinydiffusion.training.checkpoint import CheckpointError, NonFiniteError
+from tinydiffusion.training.checkpoint import CheckpointError
 from tinydiffusion.training.precision import uses_bfloat16
 
 

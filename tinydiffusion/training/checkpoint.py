@@ -12,7 +12,6 @@ Nothing is ever pickled.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -24,6 +23,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tinydiffusion.durable import sync_folder, write_synced
+from tinydiffusion.errors import NonFiniteError
+
 FORMAT = 1
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 NAME = re.compile(r"(\d{6,})-pictures-\d+")
@@ -31,10 +33,6 @@ NAME = re.compile(r"(\d{6,})-pictures-\d+")
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or not of this run."""
-
-
-class NonFiniteError(ArithmeticError):
-    """Training has met NaN or infinity and cannot go on."""
 
 
 class Checkpoint(NamedTuple):
@@ -82,7 +80,7 @@ class CheckpointFolder:
         unfinished.mkdir()
         _write_files(unfinished, checkpoint)
         unfinished.rename(self.path / name)
-        _fsync_folder(self.path)
+        sync_folder(self.path)
         self._rotate()
         return self.path / name
 
@@ -168,10 +166,10 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     files: dict[str, dict[str, Any]] = {}
     for name, part in zip(FILES, checkpoint, strict=True):
         data = _json_bytes(part) if name == "state.json" else _tensor_bytes(part)
-        _write(folder / name, data)
+        write_synced(folder / name, data)
         files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    _write(folder / "manifest.json", _json_bytes({"format": FORMAT, "files": files}))
-    _fsync_folder(folder)
+    write_synced(folder / "manifest.json", _json_bytes({"format": FORMAT, "files": files}))
+    sync_folder(folder)
 
 
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
@@ -180,23 +178,6 @@ def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=1, sort_keys=True).encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _fsync_folder(path: Path) -> None:
-    if os.name == "nt":  # Windows can neither open nor sync a folder
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> bytes:

@@ -8,7 +8,7 @@ from types import TracebackType
 from jaxtyping import Float
 from torch import Tensor
 
-from tinydiffusion.training.checkpoint import NonFiniteError
+from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.training.clock import Stopwatch
 from tinydiffusion.training.trackers import JsonlTracker, Row, Tracker
 from tinydiffusion.training.window import LogWindow, Scalars, longest_run

@@ -1,0 +1,38 @@
+"""Ends of a run that are nobody's mistake in the settings; each has an exit code of its own.
+
+What the user did is a `ValueError` (exit code 2); a bug is any other exception (1, a traceback).
+"""
+
+
+class RunError(RuntimeError):
+    """The run cannot go on; the message says why, and what to do."""
+
+    exit_code = 1
+
+
+class DiskError(RunError):
+    """A file cannot be written: no space, read-only, out of reach."""
+
+    exit_code = 3
+
+
+class DiskFullError(DiskError):
+    """There is less space than needed; the message has both numbers."""
+
+
+class NonFiniteError(RunError):
+    """Training or sampling has met NaN or infinity."""
+
+    exit_code = 4
+
+
+class WorkerError(RunError):
+    """A process that loads pictures has died, or nothing has moved for too long."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(RunError):
+    """The device has no memory left."""
+
+    exit_code = 6
