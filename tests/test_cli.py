@@ -80,7 +80,7 @@ def test_a_mistake_at_a_door_is_one_line_and_exit_code_2():
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == (
-        "error: unknown key 'training.batch_sise' (did you mean 'batch_size'?)\n"
+        "error: unknown key 'training.batch_sise' (did you mean 'training.batch_size'?)\n"
     )
 
 

@@ -150,8 +150,11 @@ def test_the_last_of_two_flags_counts():
         (["stray"], "unknown argument 'stray'"),
         (["--seed", "1", "stray"], "unknown argument 'stray'"),
         (["-seed", "1"], "unknown argument '-seed'"),
-        (["--sampling.prompts", "[a"], "--sampling.prompts: the value '[a' is not YAML"),
-        (["--seed", "!!python/object/apply:os.getcwd []"], "is not YAML"),
+        (["--sampling.prompts", "[a"], "--sampling.prompts:1:3: while parsing a flow sequence"),
+        (["--dataset", "{name: a, name: b}"], "--dataset:1:11: the key 'name' is given twice"),
+        (["--seed", "!!python/object/apply:os.getcwd []"], "--seed:1:1: tags (!) are not read"),
+        (["--seed", "*a"], "--seed:1:1: anchors (&) and aliases (*) are not read"),
+        (["--dataset.path", "caf\udce9"], "--dataset.path:1:4: the character '\\udce9' is refused"),
     ],
 )
 def test_flags_that_cannot_be_read(flags, message):
@@ -279,10 +282,20 @@ def test_no_other_word_is_accepted(word):
 @pytest.mark.parametrize(
     ("key", "hint"),
     [
-        ("training.batch_sise", " (did you mean 'batch_size'?)"),
-        ("sampling.guidence_scale", " (did you mean 'guidance_scale'?)"),
+        ("training.batch_sise", " (did you mean 'training.batch_size'?)"),
+        ("sampling.guidence_scale", " (did you mean 'sampling.guidance_scale'?)"),
         ("trainig", " (did you mean 'training'?)"),
         ("sed", " (did you mean 'seed'?)"),
+        ("learning_rate", " (did you mean 'training.learning_rate'?)"),
+        ("learnin_rate", " (did you mean 'training.learning_rate'?)"),
+        ("batch-size", " (did you mean 'training.batch_size'?)"),
+        ("training.sampler", " (did you mean 'sampling.sampler'?)"),
+        ("sampling.prompt", " (did you mean 'sampling.prompts'?)"),
+        ("training.batch-size", " (did you mean 'training.batch_size'?)"),
+        ("training.Batch_Size", " (did you mean 'training.batch_size'?)"),
+        ("Training", " (did you mean 'training'?)"),
+        ("text-encoder", " (did you mean 'text_encoder'?)"),
+        ("evaluation.seed", " (did you mean 'seed'?)"),
         ("diffusion.zzzzzz", "; there are schedule, "),
         ("zzzzzz", "; there are dataset, validation, "),
     ],
@@ -290,34 +303,6 @@ def test_no_other_word_is_accepted(word):
 def test_the_nearest_key_is_suggested(key, hint):
     message = complaint(lambda: load(None, [f"--{key}", "1"]))
     assert message.startswith(f"unknown key '{key}'{hint}")
-
-
-# ---- files -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"training: {batch_size: 3", "line 1"),
-        (b"seed: 1\ntraining:\n\tbatch_size: 3\n", "line 3"),
-        (b"\xff\xff\x00", "run.yaml"),
-        (b"seed: \xe9\n", "run.yaml"),
-        (b"just text", "must hold keys and values such as `seed: 0`, got 'just text'"),
-        (b"- a\n- b\n", "must hold keys"),
-        (b"!!python/object/apply:os.getcwd []", "run.yaml"),
-        (b"3: 4\n", "unknown key '3'"),
-    ],
-)
-def test_a_file_that_is_no_config_is_named(tmp_path, content, message):
-    file = tmp_path / "run.yaml"
-    file.write_bytes(content)
-    assert message in complaint(lambda: load(file))
-
-
-@pytest.mark.parametrize("name", ["nope.yaml", ""])
-def test_a_missing_file_is_named(tmp_path, name):
-    file = tmp_path / name
-    assert complaint(lambda: load(file)) == f"there is no config file {file}"
 
 
 # ---- help ------------------------------------------------------------------------------------

@@ -7,18 +7,18 @@ are checked when it is built, before anything is computed.
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from tinydiffusion.registry import fits, suggest, type_name
+from tinydiffusion import registry, strict_yaml
+from tinydiffusion.durable import replace_file
+from tinydiffusion.registry import shown, type_name
 
 
 class ConfigError(ValueError):
@@ -148,6 +148,16 @@ class Config:
 
 
 PLUGIN_SECTIONS = ("dataset", "text_encoder", "network", "objective")
+KEYS = [
+    key
+    for f in fields(Config)
+    for key in (
+        [f.name]
+        + [f"{f.name}.{g.name}" for g in (fields(f.type) if is_dataclass(f.type) else ())]
+        + [f"{f.name}.name" for _ in range(f.name in PLUGIN_SECTIONS)]
+    )
+]
+"""Every section and key that is typed here; plug-ins add their options."""
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     sections["validation"] = {"name": config.dataset.get("name"), **(config.validation or {})}
     for name, section in sections.items():
         if not isinstance(section.get("name"), str):
-            raise ConfigError(f"{name}.name must be the name of a plug-in, got {section}")
+            raise ConfigError(f"{name}.name must be the name of a plug-in, got {shown(section)}")
     return config
 
 
@@ -177,7 +187,7 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         ConfigError: a missing file, YAML that cannot be read, an unknown key or a wrong type; one
             line that names the key, the value received and what is allowed.
     """
-    values = to_dict(Config()) | ({} if file is None else _read_yaml(Path(file)))
+    values = to_dict(Config()) | ({} if file is None else _read_file(Path(file)))
     flags = read_flags(overrides)
     for key in flags:
         section, _, option = key.partition(".")
@@ -189,9 +199,8 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
 
 
 def save(config: Config, file: Path) -> None:
-    """Write the config as YAML."""
-    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    file.write_text(text, encoding="utf-8")
+    """Write the config as YAML; a reader sees the whole file or the one before."""
+    replace_file(file, strict_yaml.write(to_dict(config)).encode())
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, Any]:
@@ -209,11 +218,18 @@ def read_flags(arguments: Sequence[str]) -> dict[str, Any]:
         text = text if equals else next(words, "--")
         if text.startswith("--"):
             raise ConfigError(f"{flag} has no value, or is no flag")
-        try:
-            flags[flag.removeprefix("--")] = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{flag}: the value {text!r} is not YAML; quote it") from error
+        flags[flag.removeprefix("--")] = _read_yaml(text, flag)
     return flags
+
+
+def unknown_key(key: str, known: Sequence[str]) -> ConfigError:
+    """The error for a key that is not among the known ones, with the one that was meant."""
+    section = key.rpartition(".")[0]
+    near = _nearest(key, known)
+    if near is not None:
+        return ConfigError(f"unknown key {key!r} (did you mean {near!r}?)")
+    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section]
+    return ConfigError(f"unknown key {key!r}; there are {', '.join(siblings)}")
 
 
 def help_text() -> str:
@@ -226,40 +242,42 @@ def plugin(section: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return section["name"], {key: value for key, value in section.items() if key != "name"}
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1e-4 as a number, as YAML 1.2 does."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts the text "1e-4" in quotes, and texts with Unicode's line breaks in those that escape."""
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = '"' if {"\x85", "\u2028", "\u2029"} & set(data) else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_str)
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
-
-
-def _read_yaml(file: Path) -> dict[Any, Any]:
-    if not file.is_file():
-        raise ConfigError(f"there is no config file {file}")
+def _read_file(file: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; of an empty one, none."""
+    name = str(file) if str(file).isprintable() else repr(str(file))
     try:
+        if file.is_dir():
+            raise ConfigError(f"the config file {name} is a folder; give a YAML file")
+        if not file.is_file():
+            raise ConfigError(f"there is no config file {name}")
         with file.open("rb") as stream:
-            values = yaml.load(stream, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"cannot read YAML: {' '.join(str(error).split())}") from error
+            data = stream.read(strict_yaml.MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {name}: {error.strerror}") from error
+    values = _read_yaml(data, name)
     if not isinstance(values, dict | None):
-        raise ConfigError(f"{file} must hold keys and values such as `seed: 0`, got {values!r}")
+        raise ConfigError(
+            f"{name} must hold keys and values such as `seed: 0`, got {shown(values)}"
+        )
     return values or {}
+
+
+def _read_yaml(data: bytes | str, source: str) -> Any:
+    try:
+        return strict_yaml.read(data, source)
+    except strict_yaml.YamlError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    """The known key that was meant: of the same section where one is near, else of any."""
+    section, _, name = key.lower().replace("-", "_").rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    others = {k.rpartition(".")[2]: k for k in reversed(known)}
+    for names, cutoff in ((siblings, 1.0), (others, 1.0), (siblings, 0.6), (others, 0.75)):
+        if near := difflib.get_close_matches(name, names, n=1, cutoff=cutoff):
+            return names[near[0]]
+    return None
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
@@ -275,14 +293,13 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 def _section(schema: type, values: Any, section: str) -> Any:
     """The values as an instance of the dataclass, checked key by key."""
     if not isinstance(values, dict):
-        raise ConfigError(f"{section or 'a config'} must hold keys, got {values!r}")
+        raise ConfigError(f"{section or 'a config'} must hold keys, got {shown(values)}")
     types = {f.name: f.type for f in fields(schema)}
     checked = {}
     for name, value in values.items():
         key = f"{section}.{name}".lstrip(".")
         if name not in types:
-            hint = suggest(str(name), list(types)) or f"; there are {', '.join(types)}"
-            raise ConfigError(f"unknown key {key!r}{hint}")
+            raise unknown_key(key, KEYS)
         checked[name] = _value(types[name], value, key)
     return schema(**checked)
 
@@ -290,8 +307,8 @@ def _section(schema: type, values: Any, section: str) -> Any:
 def _value(annotation: Any, value: Any, key: str) -> Any:
     if isinstance(annotation, type) and is_dataclass(annotation):
         return _section(annotation, value, key)
-    if not fits(value, annotation):
-        raise ConfigError(f"{key} must be {type_name(annotation)}, got {value!r}")
+    if wrong := registry.complaint(value, annotation):
+        raise ConfigError(f"{key} {wrong}")
     if annotation in (float, float | None) and value is not None:
         return float(value)
     return tuple(value) if isinstance(value, list) else value

@@ -4,7 +4,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,6 +19,11 @@ KINDS = {
     "evaluator": "evaluators",
 }
 """Plug-in kind -> folder of this package, and entry-point group `tinydiffusion.<folder>`."""
+
+
+LIMIT = 2**63
+"""Numbers of settings lie below it: what computes with them holds no larger ones."""
+MAX_SHOWN = 200
 
 
 class PluginError(ValueError):
@@ -103,11 +108,8 @@ def check_options(
                 f"{kind} {name!r} has no option {option!r}{suggest(option, allowed)}; "
                 f"its options are {listed}"
             )
-        if not fits(value, annotation := parameters[option].annotation):
-            expected = type_name(annotation)
-            raise PluginError(
-                f"option {option!r} of {kind} {name!r} must be {expected}, got {value!r}"
-            )
+        if wrong := complaint(value, parameters[option].annotation):
+            raise PluginError(f"option {option!r} of {kind} {name!r} {wrong}")
     needed = [n for n in allowed if parameters[n].default is inspect.Parameter.empty]
     if missing := [n for n in needed if n not in options]:
         raise PluginError(f"{kind} {name!r} needs the option {missing[0]!r}")
@@ -116,6 +118,21 @@ def check_options(
 def takes(plugin: Callable[..., Any], option: str) -> bool:
     """Whether the plug-in declares this keyword argument."""
     return option in inspect.signature(plugin).parameters
+
+
+def complaint(value: Any, annotation: Any) -> str | None:
+    """What is wrong with a setting, such as "must be int, got 'x'"; None where it is right."""
+    if not fits(value, annotation):
+        return f"must be {type_name(annotation)}, got {shown(value)}"
+    if any(not -LIMIT <= number < LIMIT for number in _numbers(value)):
+        return f"must be finite and within 2**63, got {shown(value)}"
+    return None
+
+
+def shown(value: Any) -> str:
+    """The value as a message shows it: in one line, and no longer than one."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -133,7 +150,9 @@ def fits(value: Any, annotation: Any) -> bool:
             and (len(value) == len(arguments) or not fixed)
         )
     if origin in (dict, Mapping):
-        return isinstance(value, dict) and all(fits(v, arguments[1]) for v in value.values())
+        return isinstance(value, dict) and all(
+            isinstance(k, str) and fits(v, arguments[1]) for k, v in value.items()
+        )
     if annotation in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, YAML_TYPES.get(annotation, object))
@@ -152,7 +171,7 @@ YAML_TYPES = {
 def type_name(annotation: Any) -> str:
     """The annotation as a user of YAML reads it: no names of modules, no kinds of list."""
     if get_origin(annotation) is Literal:
-        return " | ".join(get_args(annotation))
+        return " | ".join(map(str, get_args(annotation)))
     name = re.sub(r"(\w+\.)+(?=\w)", "", inspect.formatannotation(annotation))
     return re.sub(r"tuple|Sequence", "list", name).replace(", ...", "")
 
@@ -163,12 +182,21 @@ def suggest(word: str, known: list[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def _numbers(value: Any) -> Iterator[int | float]:
+    """Every number in a value of dicts and lists."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
+
+
 def _load_attribute(kind: str, name: str, path: str) -> Callable[..., Any]:
     """The object at `module:attribute`."""
     module, _, attribute = path.partition(":")
     try:
         plugin = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise PluginError(f"cannot load {kind} {name!r}: {error}") from error
     if not callable(plugin):
         raise PluginError(f"cannot load {kind} {name!r}: {plugin!r} is not callable")
