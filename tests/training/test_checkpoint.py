@@ -206,9 +206,9 @@ def test_files_are_synced_before_the_rename_and_the_folder_after(folder, monkeyp
 def test_difference_names_old_and_new():
     old = {"model": {"channels": 8, "depth": 2}, "data": "x"}
     new = {"model": {"channels": 16, "depth": 2}, "seed": 0}
-    assert difference(old, new) == [
-        "data: 'x' -> '(absent)'",
-        "model.channels: 8 -> 16",
-        "seed: '(absent)' -> 0",
-    ]
-    assert difference(old, old) == []
+    assert difference(old, new) == {
+        "data": "'x' -> '(absent)'",
+        "model.channels": "8 -> 16",
+        "seed": "'(absent)' -> 0",
+    }
+    assert difference(old, old) == {}

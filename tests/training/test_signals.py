@@ -21,12 +21,12 @@ with StopRequest() as stop:
 
 
 def test_the_first_signal_is_remembered_and_handlers_are_restored():
-    before = [signal.getsignal(number) for number in StopRequest.SIGNALS]
+    before = [signal.getsignal(number) for number in (*StopRequest.ENDS, *StopRequest.SAVES)]
     with StopRequest() as stop:
         assert stop.received is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received == "SIGTERM"
-    assert [signal.getsignal(number) for number in StopRequest.SIGNALS] == before
+    assert [signal.getsignal(number) for number in (*StopRequest.ENDS, *StopRequest.SAVES)] == before
 
 
 def test_the_second_signal_exits_at_once(pytestconfig):

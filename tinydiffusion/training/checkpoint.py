@@ -10,12 +10,14 @@
 Nothing is ever pickled.
 """
 
+import errno
 import hashlib
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +26,12 @@ import torch
 from torch import Tensor
 
 from tinydiffusion.durable import sync_folder, write_synced
-from tinydiffusion.errors import NonFiniteError
+from tinydiffusion.errors import DiskError, DiskFullError, NonFiniteError
 
 FORMAT = 1
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 NAME = re.compile(r"(\d{6,})-pictures-\d+")
+NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class CheckpointError(ValueError):
@@ -70,19 +73,50 @@ class CheckpointFolder:
 
         Raises:
             NonFiniteError: a tensor holds NaN or infinity; names it. Nothing is written.
+            DiskFullError: there is not enough space; says how much is needed and free. The older
+                checkpoints stay, and no half-written one.
+            DiskError: the folder cannot be written for another reason.
         """
         _refuse_non_finite(checkpoint)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._sweep()
-        number = max((_number(p) for p in self.list()), default=0) + 1
-        name = f"{number:06d}-pictures-{pictures_seen}"
-        unfinished = self.path / f".tmp-{name}"
-        unfinished.mkdir()
-        _write_files(unfinished, checkpoint)
-        unfinished.rename(self.path / name)
-        sync_folder(self.path)
-        self._rotate()
+        needed = _num_bytes(checkpoint)
+        with _writing(self.path, needed):
+            self.check_space(needed)
+            self._sweep()
+            number = max((_number(p) for p in self.list()), default=0) + 1
+            name = f"{number:06d}-pictures-{pictures_seen}"
+            unfinished = self.path / f".tmp-{name}"
+            unfinished.mkdir()
+            try:
+                _write_files(unfinished, checkpoint)
+            except OSError:
+                shutil.rmtree(unfinished, ignore_errors=True)  # the error that counts is on its way
+                raise
+            unfinished.rename(self.path / name)
+            sync_folder(self.path)
+            self._rotate()
         return self.path / name
+
+    def check_space(self, needed: int) -> None:
+        """Make the folder and raise DiskFullError where fewer than `needed` bytes are free."""
+        with _writing(self.path, needed):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.path).free < needed:
+                raise OSError(errno.ENOSPC, "not enough space")
+
+    def try_out(self, needed: int) -> None:
+        """Find out before a run starts whether a checkpoint of so many bytes can be written.
+
+        Raises:
+            DiskError: the folder cannot be written, or there is too little space for all the
+                checkpoints that are kept and the one that is being written.
+        """
+        missing = max(1, self.keep + 1 - len(self.list()))
+        self.check_space(missing * needed)
+        with _writing(self.path, needed):
+            trial = self.path / ".tmp-trial"
+            trial.mkdir(exist_ok=True)
+            write_synced(trial / "file", b"0")
+            shutil.rmtree(trial)
 
     def load(self, path: Path | None = None) -> tuple[Path, Checkpoint]:
         """The newest checkpoint that verifies, or exactly the one at `path`.
@@ -120,23 +154,25 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     files = _read_manifest(path / "manifest.json")
     data = {name: _read_verified(path / name, *files[name]) for name in FILES}
-    return Checkpoint(
-        model=safetensors.torch.load(data["model.safetensors"]),
-        ema=safetensors.torch.load(data["ema.safetensors"]),
-        optimizer=safetensors.torch.load(data["optimizer.safetensors"]),
-        state=json.loads(data["state.json"]),
-    )
+    present = {p.name for p in path.iterdir() if not p.name.startswith(".")}
+    if extra := sorted(present - {*FILES, "manifest.json"}):
+        raise CheckpointError(f"{path} is damaged: {extra[0]!r} is not one of its files")
+    try:
+        tensors = [safetensors.torch.load(data[name]) for name in FILES[:3]]
+        return Checkpoint(*tensors, state=json.loads(data["state.json"]))
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} was not written by this program: {error}") from error
 
 
-def difference(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """One line `section.key: old -> new` for every entry that differs, sorted by key."""
+def difference(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, str]:
+    """`section.key` -> `old -> new` for every entry that differs, sorted by key."""
     old, new = _flat(saved), _flat(present)
     absent = "(absent)"
-    return [
-        f"{key}: {old.get(key, absent)!r} -> {new.get(key, absent)!r}"
+    return {
+        key: f"{old.get(key, absent)!r} -> {new.get(key, absent)!r}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, absent) != new.get(key, absent)
-    ]
+    }
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -160,6 +196,40 @@ def _refuse_non_finite(checkpoint: Checkpoint) -> None:
                     f"{part} tensor {name!r} holds NaN or infinity; no checkpoint was written. "
                     "Resume from the last one with a lower learning rate"
                 )
+
+
+def _num_bytes(checkpoint: Checkpoint) -> int:
+    """What the checkpoint takes on disk, a little too much rather than too little."""
+    parts = (checkpoint.model, checkpoint.ema, checkpoint.optimizer)
+    tensors = [tensor for part in parts for tensor in part.values()]
+    headers = 256 * len(tensors) + 2**16  # names, shapes, and whole blocks of the file system
+    return sum(t.nbytes for t in tensors) + headers + len(_json_bytes(checkpoint.state))
+
+
+@contextmanager
+def _writing(folder: Path, needed: int) -> Iterator[None]:
+    """An operating system's refusal to write in the folder, as an error that says what it means."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno not in NO_SPACE:
+            raise DiskError(f"cannot write a checkpoint in {folder}: {reason}") from error
+        raise DiskFullError(
+            f"cannot write a checkpoint in {folder}: {reason}; {_megabytes(needed)} needed, "
+            f"{_free(folder)} free. The older checkpoints are untouched"
+        ) from error
+
+
+def _free(folder: Path) -> str:
+    try:
+        return _megabytes(shutil.disk_usage(folder).free)
+    except OSError:
+        return "an unknown number"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint) -> None:

@@ -50,6 +50,7 @@ class Learner:
         self.device = next(iter(self.parameters.values())).device
         self.gradient_clip = gradient_clip
         self.seed = seed
+        self.updating = False  # stays True where an error cut an update in two
         self.bfloat16 = uses_bfloat16(precision, self.device)
         self.ema = EMA(self.module, max_decay=ema_max_decay, power=ema_power)
         self.optimizer = Optimizer(
@@ -82,8 +83,10 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip, foreach=True)
         losses = torch.stack([s["loss"] for s in scalars])
         call_off = (~torch.isfinite(norm + losses.sum())).float()
+        self.updating = True
         self.optimizer.guarded_step(learning_rate_factor, call_off)
         self.ema.update()
+        self.updating = False
         return [*scalars, {"gradient_norm": norm}], call_off
 
     def _backward(self, batch: Batch, position: int, num_batches: int) -> dict[str, Any]:
@@ -116,6 +119,10 @@ class Learner:
         state = {**state, "ema_updates": self.ema.num_updates}
         return Checkpoint(model, self.ema.weights, self.optimizer.named_state(), state)
 
+    def checkpoint_bytes(self) -> int:
+        """About how much a checkpoint takes: weights, their average, and two moments of each."""
+        return 4 * sum(p.nbytes for p in self.parameters.values()) + 2**20
+
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint) -> None:
         """Take over what a checkpoint has learned.
@@ -126,7 +133,8 @@ class Learner:
         """
         changed = difference(_shapes(checkpoint.model), _shapes(self.parameters))
         if changed:
-            raise CheckpointError("\n  ".join(["the checkpoint is of another model:", *changed]))
+            lines = [f"{name}: {shapes}" for name, shapes in changed.items()]
+            raise CheckpointError("\n  ".join(["the checkpoint is of another model:", *lines]))
         for name, parameter in self.parameters.items():
             parameter.copy_(checkpoint.model[name])
         self.ema.load(checkpoint.ema, checkpoint.state["ema_updates"])

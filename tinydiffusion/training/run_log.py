@@ -1,5 +1,6 @@
 """The log rows of a run: means, speed and counts over the steps since the last row."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.training.clock import Stopwatch
+from tinydiffusion.training.spikes import SpikeDetector
 from tinydiffusion.training.trackers import JsonlTracker, Row, Tracker
 from tinydiffusion.training.window import LogWindow, Scalars, longest_run
 
@@ -24,6 +26,7 @@ class RunLog:
         run_dir: Folder of the run; made if it is not there.
         pictures_seen: Position from which the run goes on.
         skipped_steps: Steps called off before that.
+        loss_spikes: Spikes of the loss before that.
         continues: Whether rows up to the position are kept, or all earlier ones are void.
     """
 
@@ -34,10 +37,12 @@ class RunLog:
         *,
         pictures_seen: int,
         skipped_steps: int,
+        loss_spikes: int,
         continues: bool,
     ) -> None:
         self.stepping, self.waiting = Stopwatch(), Stopwatch()  # in steps; of that, for data
-        self.skipped_steps = skipped_steps
+        self.skipped_steps, self.loss_spikes = skipped_steps, loss_spikes
+        self.spikes = SpikeDetector()
         self.diverged = False
         self._trackers = [JsonlTracker(), *trackers]
         self._run_dir = run_dir
@@ -72,29 +77,48 @@ class RunLog:
         for tracker in self._trackers:
             tracker.log(row)
 
-    def write_row(self, pictures_seen: int, counters: Mapping[str, float | int]) -> None:
-        """Sum up the steps since the last row; does nothing if there were none.
+    def go_back(self, pictures_seen: int) -> None:
+        """Cut the rows beyond a position from which the run goes on a second time."""
+        for tracker in self._trackers:
+            tracker.close()
+            tracker.start(self._run_dir, pictures_seen)
+        self._row_at = pictures_seen
+
+    def write_row(self, pictures_seen: int, counters: Mapping[str, float | int]) -> bool:
+        """Whether the loss had a spike in the steps since the last row, which it sums up.
+
+        Does nothing if there were none.
 
         Raises:
             NonFiniteError: ten steps in a row were called off.
         """
         if pictures_seen == self._row_at:
-            return
+            return False
         with self.stepping:  # draining waits for the device
-            means, skipped = self._window.drain()
+            means, losses, skipped = self._window.drain()
         seconds = self.stepping.lap()
         self.skipped_steps += sum(skipped)
+        spikes = sum([self.spikes.add(loss) for loss in losses])
+        self.loss_spikes += spikes
         row = {
             "pictures_seen": pictures_seen,
             **counters,
             "pictures_per_second": (pictures_seen - self._row_at) / seconds,
             "data_wait": self.waiting.lap() / seconds,
             "skipped_steps": self.skipped_steps,
+            "loss_spikes": self.loss_spikes,
             **means,
         }
         self._row_at = pictures_seen
         self.track(row)
         self._stop_if_diverged(skipped, pictures_seen)
+        if spikes:
+            warnings.warn(
+                f"the loss left its usual range before picture {pictures_seen}; a lower learning "
+                "rate or gradient_clip avoids that, rollback_on_spike goes back",
+                stacklevel=2,
+            )
+        return spikes > 0
 
     def _stop_if_diverged(self, skipped: list[bool], pictures_seen: int) -> None:
         longest, self._skipped_in_a_row = longest_run(skipped, self._skipped_in_a_row)
@@ -102,6 +126,6 @@ class RunLog:
         if self.diverged:
             raise NonFiniteError(
                 f"{longest} steps in a row up to picture {pictures_seen} had a loss or gradient "
-                "that is NaN or infinite. Resume from the last checkpoint; if that fails too, "
-                "start again with a lower learning rate"
+                "that is NaN or infinite. The same command goes on from the last checkpoint; if "
+                "that fails too, lower the learning rate or look at the pictures in non_finite.json"
             )

@@ -1,4 +1,4 @@
-"""A polite end: SIGTERM and SIGINT ask the run to stop, a second one stops it."""
+"""A polite end: SIGTERM and SIGINT ask the run to stop, a second one stops it; USR1 saves."""
 
 import os
 import signal
@@ -9,19 +9,31 @@ from types import FrameType, TracebackType
 class StopRequest:
     """Inside the `with`, `received` names the signal that asked for the end, or is None.
 
-    A second signal exits at once with 128 + its number. The handlers that were there before come
-    back afterwards. Outside the main thread, where Python delivers no signals, it does nothing.
+    A second signal exits at once with 128 + its number. SIGUSR1, which Slurm can send before it
+    takes a machine away, asks for a checkpoint and no more. The handlers that were there before
+    come back afterwards. Outside the main thread, where Python delivers none, nothing is done.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    ENDS = (signal.SIGTERM, signal.SIGINT)
+    SAVES = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()  # Windows has none
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._save = False
         self._before = {}
+
+    def take_save(self) -> bool:
+        """Whether a checkpoint was asked for since the last call."""
+        asked, self._save = self._save, False
+        return asked
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
+            handlers = {
+                **dict.fromkeys(self.ENDS, self._end),
+                **dict.fromkeys(self.SAVES, self._ask),
+            }
+            self._before = {number: signal.signal(number, h) for number, h in handlers.items()}
         return self
 
     def __exit__(
@@ -33,9 +45,13 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _end(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.received is not None:
             os._exit(128 + number)
         self.received = signal.Signals(number).name
         # Not print(): a handler may interrupt one.
         os.write(2, f"\n{self.received}: finishing the step, then saving\n".encode())
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._save = True
+        os.write(2, f"\n{signal.Signals(number).name}: saving after this step\n".encode())

@@ -3,22 +3,37 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from tinydiffusion.durable import replace_file
+from tinydiffusion.errors import NonFiniteError, RunError
 from tinydiffusion.protocols import Batch, Hook, Objective
-from tinydiffusion.training.checkpoint import CheckpointError, CheckpointFolder, difference
+from tinydiffusion.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointFolder,
+    difference,
+)
 from tinydiffusion.training.clock import Stopwatch
 from tinydiffusion.training.data_order import Batches
+from tinydiffusion.training.data_record import Fingerprints, describe_change, digest, save_record
+from tinydiffusion.training.disk_wait import patiently
 from tinydiffusion.training.learner import Learner
 from tinydiffusion.training.precision import Precision
-from tinydiffusion.training.run_log import RunLog
+from tinydiffusion.training.ranges import check_ranges
+from tinydiffusion.training.run_log import MAX_SKIPPED_IN_A_ROW, RunLog
 from tinydiffusion.training.scheduler import learning_rate_factor, training_progress
 from tinydiffusion.training.signals import StopRequest
 from tinydiffusion.training.trackers import Tracker
+from tinydiffusion.training.watchdog import Watchdog
+
+MAX_ROLLBACKS = 3
+COUNTERS = ("pictures_seen", "step", "skipped_steps", "loss_spikes", "rollbacks", "data_offset")
+"""Attributes of a trainer that travel in its checkpoints."""
 
 
 class TrainResult(NamedTuple):
@@ -44,8 +59,9 @@ class Trainer:
         batches: What it is trained on.
         run_dir: Folder of the run: metrics.jsonl, checkpoints/, and what the hooks write.
         num_pictures: Length of the run in pictures seen.
-        identity: JSON-able settings (model, data fingerprint, batch, schedule ...) that must not
-            change between a checkpoint and its resumption.
+        identity: JSON-able settings (model, batch, schedule ...) that must not change between a
+            checkpoint and its resumption.
+        fingerprints: Example id -> fingerprint of the data, which must not change either.
         max_seconds: Wall-clock budget over all resumes, hooks and saves included. The learning
             rate finishes its decay within it; the last hooks and the last save come on top.
         learning_rate: AdamW's at its highest.
@@ -67,6 +83,11 @@ class Trainer:
         checkpoint_every: Pictures between two checkpoints; the end of a run, for whatever reason
             but divergence, writes one too.
         keep_checkpoints: How many of the newest are kept.
+        disk_wait_seconds: How long a checkpoint that cannot be written (a full disk, a file
+            system out of reach) halts the run before it ends it.
+        hang_seconds: Ends the process when no step is done for so long; None never does.
+        rollback_on_spike: Go back to the last checkpoint when the loss leaves its usual range, and
+            on from there with other pictures; at most MAX_ROLLBACKS times.
         log_every: Pictures between two log rows; a checkpoint comes with one too.
 
     Raises:
@@ -79,6 +100,7 @@ class Trainer:
     run_dir: Path
     num_pictures: int
     identity: Mapping[str, Any]
+    fingerprints: Fingerprints = field(default_factory=dict)
     max_seconds: float | None = None
     learning_rate: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.99)
@@ -97,10 +119,13 @@ class Trainer:
     trackers: Sequence[Tracker] = ()
     checkpoint_every: int = 50_000
     keep_checkpoints: int = 2
+    disk_wait_seconds: float = 0.0
+    hang_seconds: float | None = None
+    rollback_on_spike: bool = False
     log_every: int = 1_000
 
     def __post_init__(self) -> None:
-        self._check_ranges()
+        check_ranges(vars(self))
         self.learner = Learner(
             self.objective,
             learning_rate=self.learning_rate,
@@ -116,8 +141,12 @@ class Trainer:
         )
         folder = self.run_dir / "checkpoints"
         self.checkpoints = CheckpointFolder(folder, keep=self.keep_checkpoints)
-        self._identity = json.loads(json.dumps(self.identity))
-        self.pictures_seen = self.step = self.skipped_steps = 0
+        identity = {**self.identity, "data": digest(self.fingerprints)}
+        self._identity = json.loads(json.dumps(identity))
+        self.pictures_seen = self.step = 0
+        self.skipped_steps = self.loss_spikes = self.rollbacks = 0
+        self.data_offset = 0  # pictures that rollbacks have passed over
+        self._spikes = {"usual": [], "high": 0}
         self._hooked_at = [-1] * len(self.hooks)  # pictures seen when each hook last ran
         self._clock = Stopwatch()
         self._continues = False
@@ -136,12 +165,17 @@ class Trainer:
 
         Raises:
             ValueError: `run_dir` holds another run's checkpoints and `resume` was not called.
+            DiskError: a checkpoint could not be written, not even after `disk_wait_seconds`; or
+                there is no room for one, which is found out before the first step.
             NonFiniteError: ten steps in a row had a loss or gradient of NaN or infinity.
+            RunError: the loss left its usual range once more after MAX_ROLLBACKS rollbacks.
         """
         if not self._continues and self.checkpoints.list():
             raise ValueError(
                 f"{self.run_dir} already holds a run; resume it, or choose another folder"
             )
+        self.checkpoints.try_out(self.learner.checkpoint_bytes())
+        save_record(self.run_dir, self.fingerprints)
         first = self.pictures_seen
         cuda = [self.learner.device] if self.learner.device.type == "cuda" else []
         self._log = RunLog(
@@ -149,64 +183,102 @@ class Trainer:
             self.run_dir,
             pictures_seen=first,
             skipped_steps=self.skipped_steps,
+            loss_spikes=self.loss_spikes,
             continues=self._continues,
         )
-        with self._clock, torch.random.fork_rng(devices=cuda), StopRequest() as stop, self._log:
+        self._log.spikes.load(self._spikes)
+        with (
+            self._clock,
+            torch.random.fork_rng(devices=cuda),
+            StopRequest() as self._stop,
+            Watchdog(self.hang_seconds) as self._watchdog,
+            self._log,
+        ):
             self._continues = True
             try:
-                self._run(stop)
+                self._run()
             finally:  # whatever ends the run
-                self._save_unless_diverged()
+                self._save_what_is_whole()
         seconds = self._log.stepping.seconds
         speed = (self.pictures_seen - first) / seconds if seconds else 0.0
-        return TrainResult(self.pictures_seen, self._clock.seconds, speed, stop.received)
+        return TrainResult(self.pictures_seen, self._clock.seconds, speed, self._stop.received)
 
-    def resume(self, path: Path | None = None) -> int:
-        """Pictures seen by the checkpoint that the next `train()` goes on from.
+    def resume(self, path: Path | None = None, allow_change: Sequence[str] = ()) -> list[str]:
+        """What has changed since the checkpoint that the next `train()` goes on from, in lines.
 
         Args:
             path: One checkpoint folder; by default the newest undamaged one of the run.
+            allow_change: Keys of the identity (or of their sections) that may differ; "data" for
+                the fingerprints.
 
         Raises:
             CheckpointError: there is none, it is damaged, or it was written with another
                 identity; the message names every setting that changed.
         """
         path, checkpoint = self.checkpoints.load(path)
-        state = checkpoint.state
-        changed = difference(state["identity"], self._identity)
-        if changed:
-            first = f"cannot resume {path}; these settings changed since it was written:"
-            raise CheckpointError("\n  ".join([first, *changed]))
+        try:
+            changed = self._changes(checkpoint.state["identity"])
+            refused = [key for key in changed if not _among(key, allow_change)]
+            if refused:
+                first = f"cannot resume {path}; these settings changed since it was written:"
+                lines = [f"{key}: {changed[key]}" for key in refused]
+                raise CheckpointError("\n  ".join([first, *lines]))
+            self._go_to(checkpoint)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is of another kind of run: {error!r}") from error
+        return [f"{key}: {words}" for key, words in changed.items()]
+
+    def _changes(self, saved: Mapping[str, Any]) -> dict[str, str]:
+        changed = difference(saved, self._identity)
+        if "data" in changed:
+            changed["data"] = describe_change(self.run_dir, saved["data"], self.fingerprints)
+        return changed
+
+    def _go_to(self, checkpoint: Checkpoint) -> None:
         self.learner.load(checkpoint)
-        self.pictures_seen, self.step = state["pictures_seen"], state["step"]
-        self.skipped_steps = state["skipped_steps"]
+        state = checkpoint.state
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+        self._spikes = state["spikes"]
         if len(state["hooked_at"]) == len(self.hooks):
-            self._hooked_at = state["hooked_at"]
+            self._hooked_at = list(state["hooked_at"])
         self._clock = Stopwatch(state["seconds"])
         self._continues = self._saved = True
-        return self.pictures_seen
 
     # ---- the loop ----------------------------------------------------------------------------
 
-    def _run(self, stop: StopRequest) -> None:
+    def _run(self) -> None:
+        while not self._run_stretch():
+            self._roll_back()
+        self._write_row()
+        if self._stop.received is None:
+            self._run_hooks(final=True)
+
+    def _run_stretch(self) -> bool:
+        """Whether the run came to its end or was stopped; else a spike asks for a rollback."""
         pin_memory = self.learner.device.type == "cuda"
-        batches = self.batches.starting_at(self.pictures_seen, pin_memory=pin_memory)
+        batches = self.batches.starting_at(self._position, pin_memory=pin_memory)
         with closing(batches):
             self._run_hooks()
-            while self.progress < 1 and stop.received is None:
+            while self.progress < 1 and self._stop.received is None:
                 before = self.pictures_seen
                 with self._log.stepping:
                     self._step(batches)
-                save = self._crossed(self.checkpoint_every, before)
+                save = self._crossed(self.checkpoint_every, before) or self._stop.take_save()
                 if save or self._crossed(self.log_every, before):
-                    self._write_row()
-                if stop.received is None:
+                    spike = self._write_row()
+                    if spike and self.rollback_on_spike and self.checkpoints.list():
+                        return False
+                if self._stop.received is None:
                     self._run_hooks()
                 if save:
                     self._save()
-        self._write_row()
-        if stop.received is None:
-            self._run_hooks(final=True)
+        return True
+
+    @property
+    def _position(self) -> int:
+        """Of the next picture in the data set's endless order, and of its noise."""
+        return self.pictures_seen + self.data_offset
 
     def _step(self, batches: Iterator[Batch]) -> None:
         with self._log.waiting:
@@ -219,11 +291,31 @@ class Trainer:
             decay_fraction=self.decay_fraction,
         )
         self._learning_rate_factor = factor
-        scalars, called_off = self.learner.step(micro_batches, self.pictures_seen, factor)
+        scalars, called_off = self.learner.step(micro_batches, self._position, factor)
         self._log.add(scalars, called_off)
         self.pictures_seen = seen_after
         self.step += 1
         self._saved = False
+        self._watchdog.beat()
+
+    def _roll_back(self) -> None:
+        """Take over the last checkpoint and pass over the pictures that were seen after it."""
+        if self.rollbacks == MAX_ROLLBACKS:
+            raise RunError(
+                f"the loss left its usual range again after {MAX_ROLLBACKS} rollbacks; start again "
+                "with a lower learning rate or gradient_clip"
+            )
+        spiked_at, clock = self._position, self._clock
+        counts = self.loss_spikes, self.rollbacks + 1
+        _, checkpoint = self.checkpoints.load()
+        self._go_to(checkpoint)
+        self._clock = clock  # time does not go back
+        self.loss_spikes, self.rollbacks = counts
+        self.data_offset = spiked_at - self.pictures_seen
+        self._log.spikes.load(self._spikes)
+        self._log.go_back(self.pictures_seen)
+        self._log.track({"pictures_seen": self.pictures_seen, "rollbacks": self.rollbacks})
+        self._save()  # with the offset: a kill must not bring the same pictures back
 
     def _crossed(self, every: int, before: int) -> bool:
         return self.pictures_seen // every > before // every
@@ -232,13 +324,14 @@ class Trainer:
         for i, hook in enumerate(self.hooks):
             last = self._hooked_at[i]
             if self._crossed(hook.every, last) or (final and last < self.pictures_seen):
+                self._watchdog.beat()
                 with self.learner.averaged() as modules:
                     scalars = hook(self.pictures_seen, self.run_dir, modules)
                 self._log.track({"pictures_seen": self.pictures_seen, **scalars})
                 self._hooked_at[i] = self.pictures_seen
                 self._saved = self.step == 0
 
-    def _write_row(self) -> None:
+    def _write_row(self) -> bool:
         counters = {
             "progress": self.progress,
             "seconds": self._clock.seconds,
@@ -248,38 +341,54 @@ class Trainer:
             counters["peak_memory_gib"] = (
                 torch.cuda.max_memory_allocated(self.learner.device) / 2**30
             )
-        self._log.write_row(self.pictures_seen, counters)
-        self.skipped_steps = self._log.skipped_steps
+        try:
+            spike = self._log.write_row(self.pictures_seen, counters)
+        except NonFiniteError:
+            self._write_suspects()
+            raise
+        self.skipped_steps, self.loss_spikes = self._log.skipped_steps, self._log.loss_spikes
+        return spike
+
+    def _write_suspects(self) -> None:
+        """Leave in `non_finite.json` which pictures the last steps had, and from which position."""
+        size = self.batches.batch_size * self.accumulation
+        first = max(0, self._position - MAX_SKIPPED_IN_A_ROW * size)
+        content = {"first_position": first, "ids": self.batches.ids(first, self._position)}
+        replace_file(self.run_dir / "non_finite.json", json.dumps(content).encode())
 
     # ---- checkpoints -------------------------------------------------------------------------
 
     def _save(self) -> None:
-        state = {
-            "pictures_seen": self.pictures_seen,
-            "step": self.step,
-            "skipped_steps": self.skipped_steps,
+        """Write a checkpoint; wait for the disk, up to `disk_wait_seconds`, where it fails.
+
+        Raises:
+            DiskError: it failed to the end, or a signal asked for the end meanwhile.
+        """
+        checkpoint = self.learner.checkpoint(self._state())
+        self._saved = True  # or not to be saved: a disk that failed is not asked once more
+        patiently(
+            lambda: self.checkpoints.save(checkpoint, pictures_seen=self.pictures_seen),
+            seconds=self.disk_wait_seconds,
+            interrupted=self._is_interrupted,
+        )
+
+    def _is_interrupted(self) -> bool:
+        self._watchdog.beat()  # a disk that is waited for is no hang
+        return self._stop.received is not None
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self, name) for name in COUNTERS},
+            "spikes": self._log.spikes.state(),
             "seconds": self._clock.seconds,
             "hooked_at": self._hooked_at,
             "identity": self._identity,
         }
-        self.checkpoints.save(self.learner.checkpoint(state), pictures_seen=self.pictures_seen)
-        self._saved = True
 
-    def _save_unless_diverged(self) -> None:
-        if not (self._saved or self._log.diverged):
+    def _save_what_is_whole(self) -> None:
+        if not (self._saved or self._log.diverged or self.learner.updating):
             self._save()
 
-    def _check_ranges(self) -> None:
-        at_least_1 = ("num_pictures", "accumulation", "checkpoint_every", "log_every")
-        positive = ("learning_rate", "muon_learning_rate", "gradient_clip")
-        not_negative = ("warmup_pictures", "weight_decay")
-        for names, allowed, holds in (
-            (at_least_1, "at least 1", lambda value: value >= 1),
-            (positive, "positive", lambda value: value > 0),
-            (not_negative, "0 or more", lambda value: value >= 0),
-            (("decay_fraction",), "in [0, 1]", lambda value: 0 <= value <= 1),
-            (("max_seconds",), "positive, or None", lambda value: value is None or value > 0),
-        ):
-            for name in names:
-                if not holds(getattr(self, name)):
-                    raise ValueError(f"{name} must be {allowed}, got {getattr(self, name)}")
+
+def _among(key: str, allowed: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in allowed)

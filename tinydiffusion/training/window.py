@@ -3,12 +3,21 @@
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Scalars = Mapping[str, float | int | Tensor]
+
+
+class Drained(NamedTuple):
+    """The steps of a window."""
+
+    means: dict[str, float]  # by name
+    losses: list[float]  # of every micro-batch, in order
+    called_off: list[bool]  # of every step; what was called off is in neither of the others
 
 
 class LogWindow:
@@ -26,15 +35,16 @@ class LogWindow:
         self._scalars.append(scalars)
         self._called_off.append(called_off)
 
-    def drain(self) -> tuple[dict[str, float], list[bool]]:
-        """Means by name, and for each step whether it was called off; the window is empty after."""
+    def drain(self) -> "Drained":
+        """What the window holds; it is empty afterwards."""
         called_off = [flag > 0 for flag in _floats(self._called_off)]
         steps = zip(self._scalars, called_off, strict=True)
         good = [scalars for step, off in steps if not off for scalars in step]
         names = sorted({name for scalars in good for name in scalars})
-        means = {n: fmean(_floats([s[n] for s in good if n in s])) for n in names}
+        columns = {n: _floats([s[n] for s in good if n in s]) for n in names}
         self._scalars, self._called_off = [], []
-        return means, called_off
+        means = {name: fmean(column) for name, column in columns.items()}
+        return Drained(means, columns.get("loss", []), called_off)
 
 
 def longest_run(flags: list[bool], before: int) -> tuple[int, int]:

@@ -1,0 +1,39 @@
+"""Which numbers a trainer takes."""
+
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+
+def _finite_and(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
+    return lambda value: isfinite(value) and holds(value)
+
+
+_positive = _finite_and(lambda value: value > 0)
+
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(
+        ("num_pictures", "accumulation", "checkpoint_every", "log_every"),
+        ("at least 1", lambda value: value >= 1),
+    ),
+    **dict.fromkeys(
+        ("learning_rate", "muon_learning_rate", "gradient_clip"), ("positive", _positive)
+    ),
+    **dict.fromkeys(
+        ("warmup_pictures", "weight_decay", "disk_wait_seconds"),
+        ("0 or more", _finite_and(lambda value: value >= 0)),
+    ),
+    "decay_fraction": ("in [0, 1]", _finite_and(lambda value: value <= 1 and value >= 0)),
+    "betas": ("each in [0, 1)", lambda values: all(0 <= value < 1 for value in values)),
+    **dict.fromkeys(
+        ("max_seconds", "hang_seconds"),
+        ("positive, or None", lambda value: value is None or _positive(value)),
+    ),
+}
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first of the values that is out of its range in RANGES."""
+    for name, (allowed, holds) in RANGES.items():
+        if not holds(values[name]):
+            raise ValueError(f"{name} must be {allowed}, got {values[name]}")
