@@ -2,20 +2,78 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from inspect import Parameter
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from tinydiffusion import registry
-from tinydiffusion.config import Config, ConfigError, plugin
+from tinydiffusion.config import KEYS, PLUGIN_SECTIONS, Config, ConfigError, plugin, unknown_key
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import Schedule, make_schedule
 from tinydiffusion.protocols import Dataset, Evaluator, Example, Fingerprinted, TextEncoder
 
+OURS = {
+    "network": ("text_dim", "pooled_dim", "in_channels"),
+    "objective": ("denoiser", "text_encoder"),
+    "sampler": ("generators", "train_sigmas"),
+}
+"""Plug-in kind -> arguments that are not the user's to set."""
 SURVEYED = 10_000
 """Examples of a data set that `survey` looks at."""
+
+
+class _Use(NamedTuple):
+    """A plug-in in a config: the section that names it, and the options that it is given."""
+
+    section: str
+    kind: str
+    name: str
+    options: dict[str, Any]
+
+    def allowed(self) -> dict[str, Parameter] | None:
+        """What the plug-in lets a config set; None where that is anything."""
+        loaded: Any = registry.load(self.kind, self.name)
+        options = registry.options_of(
+            loaded.from_captions if self.kind == "text_encoder" else loaded
+        )
+        ours = OURS.get(self.kind, ())
+        return None if options is None else {n: p for n, p in options.items() if n not in ours}
+
+
+def check_plugins(config: Config) -> None:
+    """Raise where a plug-in does not exist or does not take its options; nothing is built.
+
+    Raises:
+        ConfigError: an unknown option, or one of a wrong type, under its full key.
+        PluginError: an unknown plug-in, or one that lacks an option.
+    """
+    uses = [(use, use.allowed()) for use in _uses(config)]
+    known = KEYS + [f"{use.section}.{option}" for use, allowed in uses for option in allowed or ()]
+    for use, allowed in uses:
+        if allowed is None:
+            continue
+        for option, value in use.options.items():
+            if option not in allowed:
+                raise unknown_key(f"{use.section}.{option}", known)
+            if wrong := registry.complaint(value, allowed[option].annotation):
+                raise ConfigError(f"{use.section}.{option} {wrong}")
+        registry.check_complete(use.kind, use.name, allowed, use.options)
+
+
+def _uses(config: Config) -> Iterator[_Use]:
+    for kind in PLUGIN_SECTIONS:
+        yield _Use(kind, kind, *plugin(getattr(config, kind)))
+    if config.validation is not None:
+        yield _Use("validation", "dataset", *plugin(_validation_section(config)))
+    yield _Use("sampling", "sampler", config.sampling.sampler, {})
+    evaluation = config.evaluation
+    _check_metrics(evaluation.metrics, evaluation.options)
+    for name in evaluation.metrics:
+        options = evaluation.options.get(name, {})
+        yield _Use(f"evaluation.options.{name}", "evaluator", name, options)
 
 
 def build_dataset(section: dict[str, Any]) -> Dataset:
@@ -26,11 +84,13 @@ def build_dataset(section: dict[str, Any]) -> Dataset:
 
 def build_validation(config: Config) -> Dataset | None:
     """The validation set, its options those of the training set where it names no others."""
-    if config.validation is None:
-        return None
-    same_plugin = config.validation.get("name", config.dataset["name"]) == config.dataset["name"]
-    inherited = config.dataset if same_plugin else {}
-    return build_dataset({**inherited, **config.validation})
+    return None if config.validation is None else build_dataset(_validation_section(config))
+
+
+def _validation_section(config: Config) -> dict[str, Any]:
+    given = config.validation or {}
+    same_plugin = given.get("name", config.dataset["name"]) == config.dataset["name"]
+    return {**(config.dataset if same_plugin else {}), **given}
 
 
 def captions_of(example: Example) -> list[str]:
@@ -142,11 +202,21 @@ def build_evaluators(
     """The named evaluators with their options.
 
     Raises:
-        ConfigError: options for a metric that is not among `metrics`.
+        ConfigError: a metric that is named twice, or options for one that is not named.
     """
-    if unused := [name for name in options if name not in metrics]:
-        raise ConfigError(f"options for {unused[0]!r}, which is not among the metrics {metrics}")
+    _check_metrics(metrics, options)
     return {m: registry.create("evaluator", m, **options.get(m, {})) for m in metrics}
+
+
+def _check_metrics(metrics: Sequence[str], options: Iterable[str]) -> None:
+    if twice := [name for name in metrics if list(metrics).count(name) > 1]:
+        raise ConfigError(f"the metric {twice[0]!r} is named twice")
+    if unused := [name for name in options if name not in metrics]:
+        hint = registry.suggest(unused[0], list(metrics))
+        listed = ", ".join(metrics) or "none"
+        raise ConfigError(
+            f"options for {unused[0]!r}, which is not among the metrics{hint}: {listed}"
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -159,7 +229,10 @@ def pick_device(name: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        return device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"training.device {name!r} is not available: {reason}") from error

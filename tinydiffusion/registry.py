@@ -4,7 +4,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import NoneType, UnionType
@@ -97,22 +97,36 @@ def check_options(
     kind: str, name: str, plugin: Callable[..., Any], options: Mapping[str, Any]
 ) -> None:
     """Raise PluginError where an option is unknown to the plug-in, of a wrong type or missing."""
-    parameters = inspect.signature(plugin).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    allowed = options_of(plugin)
+    if allowed is None:
         return
-    allowed = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     for option, value in options.items():
         if option not in allowed:
             listed = ", ".join(allowed) or "none"
             raise PluginError(
-                f"{kind} {name!r} has no option {option!r}{suggest(option, allowed)}; "
+                f"{kind} {name!r} has no option {option!r}{suggest(option, list(allowed))}; "
                 f"its options are {listed}"
             )
-        if wrong := complaint(value, parameters[option].annotation):
+        if wrong := complaint(value, allowed[option].annotation):
             raise PluginError(f"option {option!r} of {kind} {name!r} {wrong}")
-    needed = [n for n in allowed if parameters[n].default is inspect.Parameter.empty]
+    check_complete(kind, name, allowed, options)
+
+
+def check_complete(
+    kind: str, name: str, allowed: Mapping[str, inspect.Parameter], options: Iterable[str]
+) -> None:
+    """Raise PluginError where an option without a default is not among those given."""
+    needed = [n for n, p in allowed.items() if p.default is inspect.Parameter.empty]
     if missing := [n for n in needed if n not in options]:
         raise PluginError(f"{kind} {name!r} needs the option {missing[0]!r}")
+
+
+def options_of(plugin: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
+    """The plug-in's options, which are its keyword-only arguments; None where it takes any."""
+    parameters = inspect.signature(plugin).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
 def takes(plugin: Callable[..., Any], option: str) -> bool:

@@ -25,6 +25,7 @@ from tinydiffusion.build import (
     captions_of,
     pick_device,
 )
+from tinydiffusion.commands._checks import check_config
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, Example
@@ -45,6 +46,7 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 
 def sanity(config: Config) -> int:
     """0 if every check passes, 1 if one fails."""
+    check_config(config)
     examples = _distinct_examples(build_dataset(config.dataset), NUM_PICTURES)
     passed = [_one_picture(config, examples[:1])]
     passed += _many_pictures(config, examples)

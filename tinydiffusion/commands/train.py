@@ -17,6 +17,7 @@ from tinydiffusion.build import (
     pick_device,
     survey,
 )
+from tinydiffusion.commands._checks import check_config
 from tinydiffusion.commands._evaluation import (
     evaluate_pipeline,
     evaluation_prompts,
@@ -72,7 +73,7 @@ class _Run:
     """The components of one run, built and checked before anything is computed."""
 
     def __init__(self, config: Config, run_dir: Path) -> None:
-        _check_counts(config)
+        check_config(config)
         self.config, self.run_dir = config, run_dir
         self.device = pick_device(config.training.device)
         self.evaluators = build_evaluators(config.evaluation.metrics, config.evaluation.options)
@@ -97,10 +98,6 @@ class _Run:
         evaluation = self.config.evaluation
         if evaluation.reference == "validation" and self.validation is not None:
             return self.validation
-        if evaluation.reference == "validation" and evaluation.metrics:
-            raise ConfigError(
-                "evaluation.reference is 'validation', but there is no validation set"
-            )
         return self.dataset
 
     def describe(self) -> None:
@@ -177,7 +174,7 @@ class _Run:
         training = self.config.training
         batches = Batches(
             self.dataset,
-            _micro_batch_size(training.batch_size, training.accumulation),
+            training.batch_size // training.accumulation,
             self.config.seed,
             num_workers=training.num_workers,
         )
@@ -229,27 +226,6 @@ def _identity(config: Config, data_fingerprint: dict[str, str]) -> dict[str, Any
     names = ("dataset", "text_encoder", "network", "objective", "diffusion", "seed")
     kept = {name: values[name] for name in names}
     return {**kept, "training": training, "data_fingerprint": data_fingerprint}
-
-
-def _check_counts(config: Config) -> None:
-    sampling, evaluation = config.sampling, config.evaluation
-    for key, value, least in (
-        ("seed", config.seed, 0),
-        ("sampling.every", sampling.every, 1),
-        ("sampling.num_prompts", sampling.num_prompts, 1),
-        ("evaluation.num_images", evaluation.num_images, 1),
-    ):
-        if value < least:
-            raise ConfigError(f"{key} must be at least {least}, got {value}")
-
-
-def _micro_batch_size(batch_size: int, accumulation: int) -> int:
-    if accumulation < 1 or batch_size % accumulation:
-        raise ConfigError(
-            f"training.batch_size {batch_size} must be a multiple of training.accumulation "
-            f"{accumulation}"
-        )
-    return batch_size // accumulation
 
 
 def _size(dataset: Dataset) -> str:

@@ -1,0 +1,75 @@
+"""What is wrong with a run's settings, found before data are read or anything is computed."""
+
+from torch import nn
+
+from tinydiffusion.build import build_schedule, check_plugins
+from tinydiffusion.config import Config, ConfigError
+from tinydiffusion.diffusion.denoiser import Denoiser
+
+BOUNDS = {
+    "seed": (0, 2**62),
+    "training.num_pictures": (1, 10**12),
+    "training.batch_size": (1, 2**16),
+    "training.accumulation": (1, 2**16),
+    "training.num_workers": (0, 256),
+    "training.warmup_pictures": (0, 10**12),
+    "training.checkpoint_every": (1, 10**12),
+    "training.keep_checkpoints": (1, 10**6),
+    "training.log_every": (1, 10**12),
+    "sampling.every": (1, 10**12),
+    "sampling.num_prompts": (1, 1024),
+    "sampling.guidance_scale": (-1000, 1000),
+    "sampling.guidance_rescale": (0, 1),
+    "evaluation.num_images": (1, 10**6),
+}
+"""Key -> least and most; a number beyond either is a slip that would never end or fill memory."""
+MOST_PROMPTS = 1024
+
+
+def check_config(config: Config) -> None:
+    """Raise where settings are impossible, each message with what to do.
+
+    Raises:
+        ValueError: an unknown plug-in or option, a number out of its bounds, or settings that
+            exclude each other.
+    """
+    check_plugins(config)
+    _check_bounds(config)
+    _check_mixes(config)
+    schedule = build_schedule(config)
+    Denoiser(nn.Identity(), schedule, prediction_type=config.diffusion.prediction_type)
+    schedule.sampling_sigmas(config.sampling.steps, config.sampling.spacing)
+
+
+def _check_bounds(config: Config) -> None:
+    for key, (least, most) in BOUNDS.items():
+        section, _, name = key.rpartition(".")
+        value = getattr(getattr(config, section) if section else config, name)
+        if value < least:
+            raise ConfigError(f"{key} must be at least {least}, got {value}")
+        if value > most:
+            raise ConfigError(f"{key} must be at most {most}, got {value}")
+    if len(config.sampling.prompts) > MOST_PROMPTS:
+        given = len(config.sampling.prompts)
+        raise ConfigError(f"sampling.prompts must be at most {MOST_PROMPTS}, got {given}")
+
+
+def _check_mixes(config: Config) -> None:
+    training, evaluation = config.training, config.evaluation
+    if training.batch_size % training.accumulation:
+        raise ConfigError(
+            f"training.batch_size {training.batch_size} must be a multiple of "
+            f"training.accumulation {training.accumulation}"
+        )
+    if evaluation.metrics and evaluation.reference == "validation" and config.validation is None:
+        raise ConfigError(
+            "evaluation.reference is 'validation', but there is no validation set; "
+            "add one, or set evaluation.reference to 'train'"
+        )
+    guidance_scale = config.sampling.guidance_scale
+    if config.objective.get("caption_dropout_prob") == 0 and guidance_scale != 1:
+        raise ConfigError(
+            f"sampling.guidance_scale {guidance_scale:g} needs a model that has also learned "
+            "pictures without captions: set objective.caption_dropout_prob above 0, or "
+            "sampling.guidance_scale to 1"
+        )
