@@ -1,8 +1,8 @@
 """Captions and the files that hold them: text, `metadata.jsonl` and `metadata.csv`."""
 
 import csv
-import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -10,6 +10,12 @@ from typing import Any, NamedTuple
 from tinydiffusion.registry import suggest
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+MAX_CAPTION_LENGTH = 10_000  # characters; what is longer is not a caption
+MAX_LINE = 1 << 26  # bytes of a line of metadata
+
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+SPECIAL_TOKEN = re.compile(r"<\|?(start|end)_?of_?text\|?>", re.IGNORECASE)
 
 Caption = str | list[str]
 
@@ -33,33 +39,53 @@ def clean_caption(value: object) -> Caption:
     if value is None:
         return ""
     if isinstance(value, str):
-        return value.strip()
+        return _strip(value)
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
-        return [text.strip() for text in value if text.strip()]
-    raise TypeError(f"must be text or a list of texts, got {value!r:.80}")
+        return [text for text in map(_strip, value) if text]
+    raise TypeError(f"must be text or a list of texts, got {shown(repr(value)[:80])}")
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
+def mend_caption(caption: Caption) -> tuple[Caption, list[str]]:
+    """The caption without characters that no text has, and what is worth knowing of it."""
+    texts = [caption] if isinstance(caption, str) else caption
+    notes = []
+    if any(map(CONTROL.search, texts)):
+        notes.append("control characters in the caption replaced by spaces")
+    if any(map(SURROGATE.search, texts)):
+        notes.append("half characters (lone surrogates) in the caption replaced")
+    if any(map(SPECIAL_TOKEN.search, texts)):
+        notes.append("special tokens in the caption, read as plain text")
+    mended = [SURROGATE.sub("\ufffd", CONTROL.sub(" ", text)) for text in texts]
+    return clean_caption(mended[0] if isinstance(caption, str) else mended), notes
+
+
+def shown(text: str) -> str:
+    """The text on one line, fit for any terminal and any encoding of Unicode."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def read_caption(path: Path) -> str:
+    """The text of a caption file in UTF-8, with or without a byte order mark.
+
+    One longer than `MAX_CAPTION_LENGTH` is not read to its end.
 
     Raises:
-        ValueError: the file cannot be read or is not UTF-8 text; names the file and the byte.
+        ValueError: the file cannot be read or is not UTF-8 text; names file and byte.
     """
     try:
-        content = path.read_bytes()
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise ValueError(f"no caption: {path.name} is missing or not a file")
+        with path.open("rb") as file:
+            content = file.read(4 * (MAX_CAPTION_LENGTH + 2))
+            is_cut = bool(file.read(1))
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+        raise ValueError(f"unreadable caption: {path.name}: {error.strerror}") from error
+    if is_cut:  # perhaps inside a character
+        raise ValueError(f"with a caption over {MAX_CAPTION_LENGTH} characters")
     try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 at byte {error.start} (0x{content[error.start]:02x}); "
-            "save the file as UTF-8"
-        ) from error
-    if "\0" in text:
-        offset = len(text.partition("\0")[0].encode())
-        raise ValueError(f"{path}: not text, NUL at byte {offset}; save the file as UTF-8")
-    return text.removeprefix("\ufeff")
+        return _decode(content)
+    except ValueError as error:
+        raise ValueError(f"unreadable caption: {path.name} is {error}") from error
 
 
 def read_metadata(path: Path, caption_column: str) -> list[Row]:
@@ -88,44 +114,91 @@ def leads_out(root: Path, name: str) -> bool:
         return True
 
 
+def _strip(text: str) -> str:
+    """The text without surrounding blanks, empty where nothing of it can be seen."""
+    text = text.strip()
+    return text if any(c.isprintable() and c != " " for c in text) else ""
+
+
+def _decode(content: bytes) -> str:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        offset, byte = error.start, content[error.start]
+        guess = "; it looks like UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise ValueError(
+            f"not UTF-8 at byte {offset} (0x{byte:02x}){guess}; save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"not text, NUL at byte {content.index(0)}; save the file as UTF-8")
+    return text.removeprefix("\ufeff")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Every line with its place; only a line feed ends one: captions may hold other line ends."""
+    try:
+        if not path.is_file():
+            raise ValueError(f"{path}: not a file")
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=1):
+                where = f"{path}:{number}"
+                if len(line) == MAX_LINE:
+                    raise ValueError(f"{where}: a line over {MAX_LINE} bytes")
+                try:
+                    yield where, _decode(line)
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+
+
 def _jsonl_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    # Only "\n" ends a line: str.splitlines would also cut at characters that captions may hold.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for where, line in _lines(path):
         if not line.strip():
             continue
-        where = f"{path}:{number}"
         try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            record = json.loads(line, object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not valid JSON: {error}") from error
         if not isinstance(record, dict):
-            raise ValueError(f"{where}: must be an object {{...}}, got {line:.80}")
+            raise ValueError(f"{where}: must be an object {{...}}, got {shown(line.strip()[:80])}")
         yield where, record
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(record := dict(pairs)) < len(pairs):
+        raise ValueError("a key comes twice")
+    return record
+
+
 def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    csv.field_size_limit(MAX_LINE)  # of the process; an overlong caption is skipped, not an error
+    reader = csv.reader((line for _, line in _lines(path)), strict=True)
     header: list[str] = []
+    start = 1  # line where a record begins; a quoted text may go over several
     try:
         for fields in reader:
+            where, start = f"{path}:{start}", reader.line_num + 1
             if not header:
                 header = fields
+                if len(set(header)) < len(header):
+                    raise ValueError(f"{where}: a column comes twice")
             elif fields and len(fields) != len(header):
                 raise ValueError(
-                    f"{path}:{reader.line_num}: {len(fields)} fields where the header has "
-                    f'{len(header)}; put "double quotes" around text with commas'
+                    f"{where}: {len(fields)} fields where the header has {len(header)}; "
+                    'put "double quotes" around text with commas'
                 )
             elif fields:
-                yield f"{path}:{reader.line_num}", dict(zip(header, fields, strict=True))
+                yield where, dict(zip(header, fields, strict=True))
     except csv.Error as error:
-        raise ValueError(f"{path}:{reader.line_num}: not valid CSV: {error}") from error
+        raise ValueError(f"{path}:{start}: not valid CSV: {error}") from error
 
 
 def _row(root: Path, where: str, record: dict[str, Any], caption_column: str) -> Row:
     for key in ("file_name", caption_column):
         if key not in record:
             known = list(record)
-            hint = suggest(key, known) or f"; it has {', '.join(map(repr, known))}"
+            hint = suggest(key, known) or f"; it has {', '.join(map(repr, known)):.200}"
             raise ValueError(f"{where}: no {key!r}{hint}")
     try:
         caption = clean_caption(record[caption_column])
@@ -137,16 +210,19 @@ def _row(root: Path, where: str, record: dict[str, Any], caption_column: str) ->
 def _check_file_name(root: Path, where: str, name: object) -> str:
     """The name in its shortest form, once it is sure to stay inside the folder."""
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"{where}: file_name must be text, got {name!r:.80}")
+        raise ValueError(f"{where}: file_name must be text, got {shown(repr(name)[:80])}")
+    if re.match(r"[A-Za-z][\w+.-]*://", name):
+        raise ValueError(f"{where}: file_name {name!r} is an address; download the picture")
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name:
+    if path.is_absolute() or ".." in path.parts or re.match(r"~[^/]*/|[A-Za-z]:|.*\\", name, re.S):
         raise ValueError(
-            f"{where}: file_name {name!r} must be relative to the folder, without '..' or '\\'"
+            f"{where}: file_name {name!r} must be relative to the folder, "
+            "without '..', '~', a drive or '\\'"
         )
     try:
         outside = leads_out(root, name)
-    except ValueError as error:  # a NUL, or half of a surrogate pair
-        raise ValueError(f"{where}: file_name {name!r} is no usable path: {error}") from error
+    except (ValueError, OSError) as error:  # a NUL, half of a surrogate pair, too long a name
+        raise ValueError(f"{where}: file_name {name!r:.200} is no usable path: {error}") from error
     if outside:
         raise ValueError(f"{where}: file_name {name!r} leads out of the folder {root}")
     return path.as_posix()

@@ -1,19 +1,32 @@
 """One picture file -> RGB pixels, whatever its colour mode; bad files are refused by reason."""
 
 import functools
+import hashlib
 import io
+import os
 import struct
+import threading
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from tinydiffusion.datasets._colours import UnusablePictureError, to_srgb
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 """What is opened; Pillow's other readers are old, or hand the file to another program (EPS)."""
 
 UNREADABLE_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jxl"})
 """Pictures all the same, so that they are named as skipped and not overlooked."""
+
+MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB, as in Pillow; also against bombs
+MAX_BYTES = 1 << 30
+BIG = 16_000_000  # pixels; of bigger pictures one is decoded at a time
+_one_big_picture = threading.Lock()
 
 Transpose = Image.Transpose
 UPRIGHT = {  # EXIF orientation -> what makes the picture upright
@@ -28,40 +41,65 @@ UPRIGHT = {  # EXIF orientation -> what makes the picture upright
 ORIENTATION_TAG = 0x0112
 
 # What Pillow raises on files that are cut, damaged or not pictures at all.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error)
+DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, RuntimeError, ArithmeticError,
+    MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+
+File = io.BytesIO | io.BufferedReader
 
 
-class UnusablePictureError(ValueError):
-    """A picture that cannot be trained on; the message is the reason."""
+class Picture(NamedTuple):
+    """A decoded picture."""
+
+    image: Image.Image  # upright, mode RGB
+    width: int  # of the upright picture in the file, which a JPEG is not always decoded at
+    height: int
+    notes: list[str]  # what was done to it, or is odd about it
 
 
-def load_picture(source: Path | bytes, shorter_side: int | None = None) -> Image.Image:
+def load_picture(
+    source: Path | bytes, shorter_side: int | None = None, sha256: str | None = None
+) -> Picture:
     """The upright RGB picture of a file (or of its bytes), decoded in full.
 
-    Transparency is laid on white, of an animation the first frame is taken, and 16-bit, 32-bit
-    and float grey is scaled, not clipped. The kind of file is told by its content, not its name.
+    Colours are made sRGB (see `to_srgb`), and of several frames the first is taken. The kind of
+    file is told by its content, not its name. May be called from several threads; Pillow's
+    warnings about odd metadata are the caller's to silence, see `quiet`.
 
     Args:
         source: A file, or the bytes of one.
-        shorter_side: What the picture will be resized to; a JPEG more than four times as large is
-            then decoded at a half, a quarter or an eighth of its size, which is much faster.
+        shorter_side: What to resize the picture to; a smaller one is left as it is. A JPEG more
+            than four times as large is decoded at a half, a quarter or an eighth of its size,
+            which is much faster.
+        sha256: What `picture_sha256` gave for the source; None does not compare.
 
     Raises:
-        UnusablePictureError: the file is missing, cut, damaged, not a picture, or so large (over
-            89 million pixels in its header) that it could be a decompression bomb.
+        UnusablePictureError: the file is missing, cut, damaged, not a picture, changed, or so
+            large (over 89 million pixels in its header) that it could be a decompression bomb.
     """
-    try:
-        if isinstance(source, Path) and not source.is_file():
-            raise UnusablePictureError("missing or not a file")
-        return _decode(io.BytesIO(source) if isinstance(source, bytes) else source, shorter_side)
-    except UnidentifiedImageError as error:
-        raise UnusablePictureError("unreadable: not a picture of a known format") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnusablePictureError("too many pixels: over 89 million") from error
-    except UnusablePictureError:
-        raise
-    except DECODE_ERRORS as error:
-        raise UnusablePictureError(f"unreadable: {_detail(error)}") from error
+    with _open(source) as file:
+        if sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise UnusablePictureError("changed while the data set was read")
+        return _decode(file, shorter_side)
+
+
+def picture_sha256(source: Path | bytes) -> str:
+    """SHA-256 of the file's bytes.
+
+    Raises:
+        UnusablePictureError: there is no such file, or it cannot be read.
+    """
+    with _open(source) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of Pillow's, which tell of odd metadata file by file."""
+    with warnings.catch_warnings():  # for the whole process, so not in the threads that decode
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def is_picture_name(name: str) -> bool:
@@ -93,63 +131,71 @@ def _picture_suffixes() -> frozenset[str]:
     return UNREADABLE_SUFFIXES.union(s for s, kind in suffixes.items() if kind in FORMATS)
 
 
-def _decode(file: Path | io.BytesIO, shorter_side: int | None) -> Image.Image:
+@contextmanager
+def _open(source: Path | bytes) -> Iterator[File]:
+    """The file; whatever is wrong with it leaves as UnusablePictureError."""
+    try:
+        if isinstance(source, Path) and not source.is_file():  # to open a pipe would wait for ever
+            raise UnusablePictureError("missing or not a file")
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            if file.seek(0, os.SEEK_END) > MAX_BYTES:
+                raise UnusablePictureError("too large: over 1 GiB")
+            file.seek(0)
+            yield file
+    except UnidentifiedImageError as error:
+        raise UnusablePictureError("unreadable: not a picture of a known format") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnusablePictureError("too many pixels: over 89 million") from error
+    except UnusablePictureError:
+        raise
+    except DECODE_ERRORS as error:
+        raise UnusablePictureError(f"unreadable: {_detail(error)}") from error
+
+
+def _decode(file: File, shorter_side: int | None) -> Picture:
+    image = _read_header(file)
+    width, height = image.size
+    if not width * height:
+        raise UnusablePictureError("unreadable: no pixels")
+    if width * height > MAX_PIXELS:
+        raise UnusablePictureError("too many pixels: over 89 million")
+    if image.format == "PNG":
+        image.verify()  # checksums, which decoding does not look at
+        image = _read_header(file)
+    with _one_big_picture if width * height > BIG else nullcontext():
+        if shorter_side is not None:
+            image.draft(None, (2 * shorter_side, 2 * shorter_side))
+        image.load()
+        orientation, notes = _orientation(image)
+        if getattr(image, "is_animated", False):  # formats of one frame lack the attribute
+            notes.append("of several frames only the first is used")
+        image, colour_notes = to_srgb(image)
+        if orientation in UPRIGHT:
+            image = image.transpose(UPRIGHT[orientation])
+        if shorter_side is not None and min(width, height) >= shorter_side:
+            image = resize_shorter_side(image, shorter_side)
+    if orientation in (5, 6, 7, 8):
+        width, height = height, width
+    return Picture(image, width, height, notes + colour_notes)
+
+
+def _read_header(file: File) -> Image.Image:
     Image.init()
-    known = [name for name in FORMATS if name in Image.OPEN]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # odd metadata; the pixels are what counts
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=known) as image:
-            if shorter_side is not None:
-                image.draft(None, (2 * shorter_side, 2 * shorter_side))
-            image.load()
-            orientation = _orientation(image)
-            image = _to_rgb(image)
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+    file.seek(0)
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _orientation(image: Image.Image) -> tuple[int, list[str]]:
     """The EXIF orientation; a broken EXIF block does not make the picture unusable."""
     try:
-        return image.getexif().get(ORIENTATION_TAG)
+        exif = image.getexif()
+        orientation = exif.get(ORIENTATION_TAG, 1)
+        broken = bool(image.info.get("exif")) and not exif
     except DECODE_ERRORS:
-        return None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _scale_grey(image).convert("RGB")
-    if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        rgb = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        assert rgb is not None
-        return rgb
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _scale_grey(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits as 8 bits, its full range kept."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise UnusablePictureError("unreadable: values that are not finite")
-    low, high = _grey_range(image, float(values.min()), float(values.max()))
-    return Image.fromarray(np.rint((values - low) * (255 / (high - low))).astype(np.uint8))
-
-
-def _grey_range(image: Image.Image, lowest: float, highest: float) -> tuple[float, float]:
-    """The values that mean black and white.
-
-    32-bit and float files do not say: it is the smallest usual range that holds the picture.
-    """
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
-        return 0.0, 65535.0
-    for white in (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0):
-        if lowest >= 0 and highest <= white:
-            return 0.0, white
-    return lowest, max(highest, lowest + 1)
+        orientation, broken = 1, True
+    if broken or orientation not in (1, *UPRIGHT):
+        return 1, ["broken EXIF ignored"]
+    return orientation, ["turned or mirrored as EXIF says"] if orientation != 1 else []
 
 
 def _detail(error: Exception) -> str:

@@ -2,14 +2,17 @@
 
 import difflib
 import os
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from tinydiffusion.datasets._captions import (
     METADATA_NAMES,
     clean_caption,
     leads_out,
+    read_caption,
     read_metadata,
-    read_text,
+    shown,
 )
 from tinydiffusion.datasets._packed import Found, PackedDataset, Skipped
 from tinydiffusion.datasets._pictures import is_picture_name
@@ -37,11 +40,12 @@ class FolderDataset(PackedDataset):
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
         limit: Stop after this many usable pictures; None takes all.
+        workers: Threads that decode; alters no example.
         caption_column: The metadata column that holds the caption.
 
     Raises:
         ValueError: no such folder, no pictures, no captions, a malformed metadata file (with its
-            line), text that is not UTF-8, or more than half of the pictures unusable.
+            line), or more than half of the pictures unusable.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class FolderDataset(PackedDataset):
         crop: str = "center",
         flip: bool = False,
         limit: int | None = None,
+        workers: int = 2,
         caption_column: str = "text",
     ) -> None:
         pictures = find_pictures(Path(path), caption_column)
@@ -63,6 +68,7 @@ class FolderDataset(PackedDataset):
             crop=crop,
             flip=flip,
             limit=limit,
+            workers=workers,
         )
 
 
@@ -83,6 +89,12 @@ def find_pictures(root: Path, caption_column: str = "text") -> list[Found | Skip
     return sorted(pictures, key=lambda picture: picture[0])
 
 
+def is_set(root: Path) -> bool:
+    """Whether pictures or their metadata lie in the folder itself, not in its sub-folders."""
+    files = [entry.name for entry in root.iterdir() if not entry.name.startswith(".")]
+    return any(is_picture_name(name) or name in METADATA_NAMES for name in files)
+
+
 def _list_names(root: Path) -> set[str]:
     """Relative posix paths of all files, and of folders that are named like a picture."""
     names: set[str] = set()
@@ -99,10 +111,22 @@ def _listed(root: Path, names: set[str], file: str, caption_column: str) -> list
     if not rows:
         raise ValueError(f"{root / file} lists no pictures")
     unlisted = set(filter(is_picture_name, names)) - {row.file_name for row in rows}
-    return [
-        *(Found(row.file_name, root / row.file_name, row.caption) for row in rows),
-        *(Skipped(name, f"not listed in {file}") for name in unlisted),
-    ]
+    alike = {_fold(name): name for name in unlisted}
+    pictures: list[Found | Skipped] = []
+    for row in rows:
+        near = alike.get(_fold(row.file_name))
+        if near is None or (root / row.file_name).exists():
+            pictures.append(Found(row.file_name, root / row.file_name, row.caption))
+        else:
+            reason = f"missing or not a file: the folder has {near!a}"
+            pictures.append(Skipped(row.file_name, reason))
+            unlisted.discard(near)
+    return [*pictures, *(Skipped(name, f"not listed in {file}") for name in unlisted)]
+
+
+def _fold(name: str) -> str:
+    """The same for names that differ in case or in how accents are written."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _with_sidecars(root: Path, names: set[str]) -> list[Found | Skipped]:
@@ -112,30 +136,39 @@ def _with_sidecars(root: Path, names: set[str]) -> list[Found | Skipped]:
     found = [_with_sidecar(root, name, names) for name in pictures]
     if not any(isinstance(picture, Skipped) or picture.caption for picture in found):
         raise ValueError(f"no captions in {root}{_hint(names)}; accepted are: {LAYOUTS}")
-    return found
+    unread = (Skipped(name, f"metadata not read: {hint}") for name, hint in _near_metadata(names))
+    return [*found, *unread]
 
 
 def _with_sidecar(root: Path, name: str, names: set[str]) -> Found | Skipped:
     path = PurePosixPath(name)
     sidecars = [s for s in (str(path.with_suffix(suffix)) for suffix in SIDECARS) if s in names]
     if len(sidecars) > 1:
-        return Skipped(name, f"with two captions: {' and '.join(sidecars)}")
+        return Skipped(name, f"with two captions: {' and '.join(map(shown, sidecars))}")
     if any(leads_out(root, file) for file in (name, *sidecars)):
         return Skipped(name, "a link out of the folder")
-    caption = clean_caption(read_text(root / sidecars[0])) if sidecars else ""
+    try:
+        caption = clean_caption(read_caption(root / sidecars[0])) if sidecars else ""
+    except ValueError as error:
+        return Skipped(name, str(error))
     return Found(name, root / name, caption)
 
 
 def _hint(names: set[str]) -> str:
     """What a missing caption file may be called instead, or where it may be."""
-    nested = sorted(name for name in names if PurePosixPath(name).name in METADATA_NAMES)
-    if nested:
-        return f"; found {', '.join(nested)}: set path to the folder of one"
-    for name in sorted(names):
-        near = difflib.get_close_matches(name.lower(), METADATA_NAMES, n=1, cutoff=0.8)
-        if near:
-            return f"; rename {name} to {near[0]}"
-    return ""
+    near = list(_near_metadata(names))
+    return f"; found {', '.join(shown(name) for name, _ in near)}: {near[0][1]}" if near else ""
+
+
+def _near_metadata(names: set[str]) -> Iterator[tuple[str, str]]:
+    """Files that may be meant as metadata, each with what to do."""
+    for path in sorted(map(PurePosixPath, names)):
+        if path.name in METADATA_NAMES:
+            yield str(path), "set path to its folder"
+        elif path.suffix not in SIDECARS and not is_picture_name(path.name):
+            near = difflib.get_close_matches(path.name.lower(), METADATA_NAMES, n=1, cutoff=0.8)
+            if near:
+                yield str(path), f"rename it to {near[0]}"
 
 
 def _refuse(error: OSError) -> None:

@@ -24,6 +24,7 @@ class HuggingFaceDataset(PackedDataset):
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
         limit: Stop after this many usable pictures; None takes all.
+        workers: Threads that decode; alters no example.
 
     Raises:
         ValueError: no such data set, split or column, a caption that is not text, or more than
@@ -42,6 +43,7 @@ class HuggingFaceDataset(PackedDataset):
         crop: str = "center",
         flip: bool = False,
         limit: int | None = None,
+        workers: int = 2,
     ) -> None:
         rows = _load_rows(path, subset, split, image_column, caption_column)
         super().__init__(
@@ -52,6 +54,7 @@ class HuggingFaceDataset(PackedDataset):
             crop=crop,
             flip=flip,
             limit=limit,
+            workers=workers,
         )
 
 

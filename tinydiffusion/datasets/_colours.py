@@ -1,0 +1,130 @@
+"""Any colour mode of Pillow -> the sRGB pixels that it means, in bounded memory."""
+
+import functools
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms
+
+STRIP = 1 << 20  # pixels converted at a time, so that only one strip has in-between copies
+SAME = 2  # levels of 255 that a profile may move a colour by and still be sRGB
+BASES = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": "CMYK", "LAB": "LAB"}
+"""Mode -> the one that a profile speaks of; "RGB" for all others."""
+
+
+class UnusablePictureError(ValueError):
+    """A picture that cannot be trained on; the message is the reason."""
+
+
+def to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """The picture in mode RGB, and what is worth knowing of its colours.
+
+    Transparency is laid on white; CMYK, and RGB or grey that is not sRGB, goes by its ICC
+    profile; grey of more than 8 bits is scaled, not clipped.
+
+    Raises:
+        UnusablePictureError: it has values that are not finite.
+    """
+    notes = []
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _scale_grey(image)
+        notes.append("grey of more than 8 bits scaled to 8")
+    base = BASES.get(image.mode, "RGB")
+    transform, note = _transform_of(image, base)
+    notes += [note] if note else []
+    if image.has_transparency_data:
+        notes.append("transparency laid on white")
+    elif image.mode == "RGB" and transform is None:
+        return image, notes
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        rgb.paste(_flatten(strip, base, transform), (0, top))
+    return rgb, notes
+
+
+def _flatten(image: Image.Image, base: str, transform: Any) -> Image.Image:
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    colours = image if image.mode == base else image.convert(base)
+    if transform is not None:
+        colours = ImageCms.applyTransform(colours, transform)
+        assert colours is not None
+    rgb = colours.convert("RGB")
+    return (
+        rgb if alpha is None else Image.composite(rgb, Image.new("RGB", rgb.size, "white"), alpha)
+    )
+
+
+def _transform_of(image: Image.Image, base: str) -> tuple[Any, str]:
+    """What takes the picture's colours to sRGB, None where they are; and a note, if any."""
+    if base == "LAB":
+        return _lab_transform(), ""
+    if profile := image.info.get("icc_profile"):
+        try:
+            transform = _transform(profile, base)
+        except (ImageCms.PyCMSError, OSError):
+            return None, "broken or unfit ICC profile ignored"
+        return transform, "converted to sRGB by the ICC profile" if transform else ""
+    if base == "CMYK":
+        return None, "CMYK without an ICC profile"
+    gamma = image.info.get("gamma", 1 / 2.2)
+    return None, "" if 0.44 < gamma < 0.47 or "srgb" in image.info else "gamma of the file ignored"
+
+
+@functools.lru_cache(maxsize=8)
+def _transform(profile: bytes, base: str) -> Any:
+    transform = ImageCms.buildTransform(io.BytesIO(profile), _srgb(), base, "RGB")
+    if base == "CMYK":
+        return transform
+    levels = np.arange(0, 256, 17, dtype=np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(64, 64, 3)
+    probe = Image.fromarray(grid if base == "RGB" else grid[..., 0].copy())
+    moved = np.asarray(ImageCms.applyTransform(probe, transform), dtype=int)
+    is_srgb = np.abs(moved - np.asarray(probe.convert("RGB"))).max() <= SAME
+    return None if is_srgb else transform
+
+
+@functools.cache
+def _srgb() -> Any:
+    return ImageCms.createProfile("sRGB")
+
+
+@functools.cache
+def _lab_transform() -> Any:
+    return ImageCms.buildTransform(ImageCms.createProfile("LAB"), _srgb(), "LAB", "RGB")
+
+
+def _scale_grey(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits as 8 bits, its full range kept."""
+    values = np.asarray(image)
+    low, high = _grey_range(image, float(values.min()), float(values.max()))
+    if not np.isfinite([low, high]).all():
+        raise UnusablePictureError("unreadable: values that are not finite")
+    grey = np.empty(values.shape, np.uint8)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        part = values[top : top + rows].astype(np.float64)
+        grey[top : top + rows] = np.rint((part - low) * (255 / (high - low)))
+    scaled = Image.fromarray(grey)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        scaled.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    scaled.info = {key: image.info[key] for key in ("icc_profile", "gamma") if key in image.info}
+    return scaled
+
+
+def _grey_range(image: Image.Image, lowest: float, highest: float) -> tuple[float, float]:
+    """The values that mean black and white.
+
+    32-bit and float files do not say: it is the smallest usual range that holds the picture.
+    """
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+        return 0.0, 65535.0
+    for white in (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0):
+        if lowest >= 0 and highest <= white:
+            return 0.0, white
+    return lowest, max(highest, lowest + 1)

@@ -1,0 +1,225 @@
+"""One walk over a set of pictures: each is decoded in full, once, and what it gave is kept.
+
+The data sets of training and `tinydiffusion data` both use what comes out of here.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import PIL
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from tinydiffusion.datasets._cache import read_entry, write_entry
+from tinydiffusion.datasets._captions import MAX_CAPTION_LENGTH, Caption, mend_caption
+from tinydiffusion.datasets._pictures import (
+    UnusablePictureError,
+    center_crop,
+    load_picture,
+    picture_sha256,
+    quiet,
+)
+
+SCHEMA = 1  # of the cache; to be raised when the same file comes to give other pixels or notes
+PART_LENGTH = 256  # pictures; a part is decoded, kept and found again as a whole
+PART_BYTES = 1 << 26  # of pictures that are held as bytes
+
+Map = Callable[..., Iterator[Any]]
+
+
+class Found(NamedTuple):
+    """A captioned picture yet to be decoded."""
+
+    id: str
+    source: Path | bytes | None  # None where the data set has a row but no picture
+    caption: Caption
+
+
+class Skipped(NamedTuple):
+    """A picture that is left out; the reason's kind stands before its first colon."""
+
+    path: str
+    reason: str
+
+
+class Sample(NamedTuple):
+    """A picture that can be trained on."""
+
+    id: str
+    caption: Caption
+    width: int  # of the upright picture in the file
+    height: int
+    notes: list[str]
+    sha256: str  # of the prepared pixels
+    stored: list[int]  # height and width of the prepared pixels
+
+
+class Scan:
+    """Samples with their prepared pixels, and what was left out."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self.skipped: list[Skipped] = []
+        self._places: list[tuple[int, int]] = []  # part, first byte
+        self._parts: list[UInt8[Tensor, "N"]] = []
+
+    def pixels(self, index: int) -> UInt8[Tensor, "C H W"]:
+        """The prepared pixels of a sample: a view, not to be written to."""
+        part, start = self._places[index]
+        height, width = self.samples[index].stored
+        return self._parts[part][start : start + 3 * height * width].view(3, height, width)
+
+    def add(
+        self, samples: Iterable[Sample], skipped: Iterable[Skipped], pixels: UInt8[Tensor, "N"]
+    ) -> None:
+        """Append a part, whose pixels lie in the samples' order."""
+        start = 0
+        for sample in samples:
+            self.samples.append(sample)
+            self._places.append((len(self._parts), start))
+            start += 3 * sample.stored[0] * sample.stored[1]
+        self.skipped += skipped
+        self._parts.append(pixels)
+
+
+class _Named(NamedTuple):
+    """A picture that is named by its content, its caption mended."""
+
+    picture: Found
+    sha256: str  # of the file
+    notes: list[str]
+
+
+class _Prepared(NamedTuple):
+    sample: Sample
+    pixels: bytes
+
+
+def scan(
+    pictures: Iterable[Found | Skipped],
+    *,
+    size: int,
+    crop: str,
+    limit: int | None = None,
+    workers: int = 2,
+) -> Scan:
+    """What can be trained on, in the order given, and what cannot, with the reason.
+
+    Args:
+        pictures: What was found. Walked once; at most `PART_BYTES` of its bytes are held.
+        size: Width and height of the examples; the shorter side of the prepared pixels.
+        crop: "center" keeps the middle square of the pixels, "random" keeps all.
+        limit: Stop after this many samples; None takes all.
+        workers: Threads that decode. Does not change what comes out.
+    """
+    result = Scan()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        with quiet():
+            for part in _parts(pictures, min(limit or PART_LENGTH, PART_LENGTH)):
+                samples, skipped, pixels = _scan_part(part, size, crop, pool.map)
+                left = None if limit is None else limit - len(result.samples)
+                result.add(samples[:left], skipped, pixels)
+                if len(result.samples) == limit:
+                    break
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return result
+
+
+def _parts(pictures: Iterable[Found | Skipped], length: int) -> Iterator[list[Found | Skipped]]:
+    part: list[Found | Skipped] = []
+    held = 0
+    for picture in pictures:
+        part.append(picture)
+        if isinstance(picture, Found) and isinstance(picture.source, bytes):
+            held += len(picture.source)
+        if len(part) == length or held > PART_BYTES:
+            yield part
+            part, held = [], 0
+    if part:
+        yield part
+
+
+def _scan_part(
+    part: list[Found | Skipped], size: int, crop: str, map_: Map
+) -> tuple[list[Sample], list[Skipped], UInt8[Tensor, "N"]]:
+    """Samples, what was left out, and the pixels: out of the cache where they are in it."""
+    named: list[_Named | Skipped] = list(map_(_name, part))
+    key = _key(named, size, crop)
+    if (entry := read_entry(key)) is None:
+        about, content = _prepare_part(named, size, crop, map_)
+        write_entry(key, about, content)
+        # What could be kept is mapped from the file, and the memory is free again.
+        entry = read_entry(key) or (about, torch.frombuffer(content, dtype=torch.uint8))
+    about, pixels = entry
+    samples = [Sample(*row) for row in about["samples"]]
+    return samples, [Skipped(*row) for row in about["skipped"]], pixels
+
+
+def _prepare_part(
+    named: list[_Named | Skipped], size: int, crop: str, map_: Map
+) -> tuple[dict[str, Any], bytearray]:
+    prepared = list(map_(lambda picture: _prepare(picture, size, crop), named))
+    usable = [item for item in prepared if isinstance(item, _Prepared)]
+    about = {
+        "samples": [item.sample for item in usable],
+        "skipped": [item for item in prepared if isinstance(item, Skipped)],
+    }
+    return about, bytearray(b"".join(item.pixels for item in usable) or b"\0")  # never empty
+
+
+def _key(named: list[_Named | Skipped], size: int, crop: str) -> str:
+    rows = [
+        [item.picture.id, item.picture.caption, item.sha256] if isinstance(item, _Named) else item
+        for item in named
+    ]
+    about = json.dumps([SCHEMA, PIL.__version__, size, crop, rows])
+    return hashlib.sha256(about.encode()).hexdigest()
+
+
+def _name(picture: Found | Skipped) -> _Named | Skipped:
+    if isinstance(picture, Skipped):
+        return picture
+    try:
+        caption, notes = _check_caption(picture.caption)
+        if picture.source is None:
+            raise UnusablePictureError("missing or not a file")
+        return _Named(picture._replace(caption=caption), picture_sha256(picture.source), notes)
+    except UnusablePictureError as error:
+        return Skipped(picture.id, str(error))
+
+
+def _check_caption(caption: Caption) -> tuple[Caption, list[str]]:
+    texts = [caption] if isinstance(caption, str) else caption
+    if any(len(text) > MAX_CAPTION_LENGTH for text in texts):
+        raise UnusablePictureError(f"with a caption over {MAX_CAPTION_LENGTH} characters")
+    mended, notes = mend_caption(caption)
+    if not mended:
+        raise UnusablePictureError("without caption")
+    return mended, notes
+
+
+def _prepare(named: _Named | Skipped, size: int, crop: str) -> _Prepared | Skipped:
+    if isinstance(named, Skipped):
+        return named
+    found, sha256, notes = named
+    assert found.source is not None
+    try:
+        picture = load_picture(found.source, size, sha256)
+        width, height = picture.width, picture.height
+        if min(width, height) < size:
+            raise UnusablePictureError(f"smaller than size={size}: {width}x{height}")
+    except UnusablePictureError as error:
+        return Skipped(found.id, str(error))
+    image = center_crop(picture.image, size) if crop == "center" else picture.image
+    pixels = b"".join(band.tobytes() for band in image.split())
+    stored = [image.height, image.width]
+    digest = hashlib.sha256(repr(stored).encode() + pixels).hexdigest()
+    notes = [*notes, *picture.notes]
+    return _Prepared(Sample(found.id, found.caption, width, height, notes, digest, stored), pixels)
