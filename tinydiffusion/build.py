@@ -143,9 +143,19 @@ def spread(count: int, wanted: int) -> list[int]:
     return sorted(order[:wanted].tolist())
 
 
-def build_text_encoder(section: dict[str, Any], captions: Sequence[str]) -> TextEncoder:
-    """A new text encoder; one that learns its vocabulary learns it from the captions."""
+def build_text_encoder(
+    section: dict[str, Any], captions: Sequence[str], rebuild: dict[str, Any] | None = None
+) -> TextEncoder:
+    """A new text encoder; one that learns its vocabulary learns it from the captions.
+
+    Args:
+        section: The config's `text_encoder`.
+        captions: Of the training set.
+        rebuild: What `config()` of an earlier encoder returned, to have its vocabulary again.
+    """
     name, options = plugin(section)
+    if rebuild is not None:
+        return registry.create("text_encoder", name, **rebuild)
     loaded: Any = registry.load("text_encoder", name)
     registry.check_options("text_encoder", name, loaded.from_captions, options)
     return loaded.from_captions(captions, **options)
@@ -175,17 +185,23 @@ def build_schedule(config: Config) -> Schedule:
     )
 
 
-def build_objective(config: Config, captions: Sequence[str], channels: int = 3) -> Any:
+def build_objective(
+    config: Config,
+    captions: Sequence[str],
+    channels: int = 3,
+    text_encoder_config: dict[str, Any] | None = None,
+) -> Any:
     """The objective with new components, on the CPU; the same ones for the same seed.
 
     Args:
         config: The run.
         captions: Of the training set, see `survey`.
         channels: Colour channels of the pictures.
+        text_encoder_config: See `rebuild` of `build_text_encoder`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        text_encoder = build_text_encoder(config.text_encoder, captions)
+        text_encoder = build_text_encoder(config.text_encoder, captions, text_encoder_config)
         network = build_network(config.network, text_encoder, channels)
     denoiser = Denoiser(
         network, build_schedule(config), prediction_type=config.diffusion.prediction_type

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,8 +12,10 @@ from tinydiffusion import config, registry
 from tinydiffusion.errors import RunError
 
 USER_MISTAKE = 2
-"""Exit code; see `errors` for others. A run stopped by SIGINT ends with 130, by SIGTERM with 143."""
+"""Exit code; `errors` has others. A run stopped by SIGINT ends with 130, by SIGTERM with 143."""
 
+
+MAX_COUNT = 1_000_000
 
 SAMPLING_FLAGS = ("sampler", "steps", "spacing", "guidance_scale", "guidance_rescale")
 """Settings of `config.SamplingConfig` that are flags of sample and evaluate."""
@@ -32,6 +35,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code of a command line such as `["train", "--resume"]`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = _show_warning
     try:
         return _run(arguments)
     except ValueError as error:  # what the user did; what is not caught here is our mistake
@@ -46,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)  # noqa: T201
 
 
 def _run(arguments: list[str]) -> int:
@@ -78,8 +86,14 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         help="Folder of the run; default runs/<name of the config file>.",
     )  # fmt: skip
     parser.add_argument(
-        "--resume", action="store_true",
-        help="Go on from the newest checkpoint where there is one, start otherwise.",
+        "--resume", type=Path, metavar="CHECKPOINT",
+        help="Go on from this checkpoint folder; without it a run that is there goes on from its "
+        "newest undamaged one.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-change", nargs="+", default=[], metavar="KEY",
+        help="Go on although this setting is another now, such as training.learning_rate; `data` "
+        "for the pictures.",
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true",
@@ -93,7 +107,13 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from tinydiffusion.commands.train import train
 
     run_dir = known.run_dir or Path("runs") / Path(known.config).stem
-    return train(settings, run_dir, resume=known.resume, dry_run=known.dry_run)
+    return train(
+        settings,
+        run_dir,
+        resume=known.resume,
+        allow_change=known.allow_change,
+        dry_run=known.dry_run,
+    )
 
 
 # ---- sample ----------------------------------------------------------------------------------
@@ -126,6 +146,10 @@ def _sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", default="auto", choices=["auto", "float32", "bfloat16"],
         help="Of the arithmetic.",
     )  # fmt: skip
+    add(
+        "--trust-plugins", action="store_true",
+        help="Import the code that the model folder names as MODULE:ATTRIBUTE.",
+    )  # fmt: skip
 
 
 def _sample(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
@@ -147,6 +171,7 @@ def _sample(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         sampler_options=options.get("sampler", {}),
         device=known.device,
         precision=known.precision,
+        trust_plugins=known.trust_plugins,
     )
 
 
@@ -168,6 +193,8 @@ def _prompts(known: argparse.Namespace) -> list[str]:
 def _count(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    if number > MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"must be at most {MAX_COUNT}, got {number}")
     return number
 
 
@@ -194,6 +221,10 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--num-images", type=_count, default=512, metavar="N", help="Pictures; default 512.")
     add("--out", type=Path, metavar="FILE.json", help="Write the report; default: print only.")
+    add(
+        "--samples", type=Path, metavar="DIR",
+        help="Keep a model's pictures there; what is there already is not made again.",
+    )  # fmt: skip
     add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
     add("--batch-size", type=_count, default=64, metavar="N", help="Default 64; alters no picture.")
     _sampling_arguments(parser)
@@ -211,11 +242,13 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         data=known.data,
         num_images=known.num_images,
         out=known.out,
+        samples=known.samples,
         seed=known.seed,
         batch_size=known.batch_size,
         overrides=_sampling_overrides(known),
         device=known.device,
         precision=known.precision,
+        trust_plugins=known.trust_plugins,
     )
 
 
@@ -322,7 +355,7 @@ COMMANDS: dict[str, Command] = {
     "train": ("Train a text-to-image model.", _train_arguments, _train),
     "sample": ("Make pictures from prompts.", _sample_arguments, _sample),
     "evaluate": ("Measure a model or a folder of samples.", _evaluate_arguments, _evaluate),
-    "data": ("Scan captioned pictures: what loads, what does not, and why.", _data_arguments, _data),
+    "data": ("Scan captioned pictures: what loads, what does not, why.", _data_arguments, _data),
     "sanity": ("Check in minutes that a setup can learn at all.", _sanity_arguments, _sanity),
     "plugins": ("List the plug-ins and where they come from.", _plugins_arguments, _plugins),
 }

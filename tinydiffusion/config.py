@@ -83,6 +83,12 @@ class TrainingConfig:
     """Pictures between two checkpoints."""
     keep_checkpoints: int = 2
     """Checkpoints to keep."""
+    disk_wait_minutes: float = 10.0
+    """How long a full or unreachable disk halts the run before it ends it."""
+    hang_minutes: float | None = 30.0
+    """End a run in which no step gets done for so long; null = never."""
+    rollback_on_spike: bool = False
+    """Go back to the last checkpoint when the loss leaves its usual range."""
     log_every: int = 2_000
     """Pictures between two rows of metrics.jsonl."""
     tensorboard: bool = False

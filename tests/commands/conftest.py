@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tinydiffusion.cli import main
 
@@ -38,6 +39,20 @@ def finished(tiny, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def model(finished) -> str:
     return str(finished / "model")
+
+
+@pytest.fixture
+def folder_config(tiny, tmp_path):
+    """The tiny run with a folder for data set."""
+
+    def write(path) -> str:
+        settings = yaml.safe_load(Path(tiny).read_text())
+        settings["dataset"] = {"name": "folder", "path": str(path), "size": 16}
+        file = tmp_path / "folder.yaml"
+        file.write_text(yaml.safe_dump({**settings, "validation": None}))
+        return str(file)
+
+    return write
 
 
 @pytest.fixture

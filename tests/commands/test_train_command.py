@@ -1,8 +1,6 @@
 """Proves what `train` writes, refuses and resumes; a mistake ends in one line before it runs."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +10,6 @@ from safetensors.torch import load_file
 
 from tinydiffusion.cli import main
 from tinydiffusion.config import load
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    """The finished run once more, to be changed."""
-    return shutil.copytree(finished, tmp_path / "copy")
-
 
 # ---- a run -----------------------------------------------------------------------------------
 
@@ -105,61 +96,6 @@ def test_without_validation_or_metrics_there_is_still_a_grid(tiny, tmp_path):
     assert row["name"] == "pictures_per_second"
 
 
-# ---- again -----------------------------------------------------------------------------------
-
-
-def test_a_second_run_in_the_same_folder_is_refused(finished, tiny, mistake, unchanged):
-    before = unchanged(finished)
-    for flags in ([], ["--seed", "1"]):
-        message = mistake("train", "--config", tiny, "--run-dir", str(finished), *flags)
-        assert message.startswith(f"{finished} already holds a run; add --resume")
-    assert unchanged(finished) == before
-
-
-def test_resume_starts_where_there_is_nothing(tiny, tmp_path, finished, unchanged):
-    run_dir = tmp_path / "new"
-    assert main(["train", "--config", tiny, "--run-dir", str(run_dir), "--resume"]) == 0
-    assert unchanged(run_dir / "model") == unchanged(finished / "model")
-
-
-def test_resume_goes_on_from_the_newest_checkpoint(copy, tiny, finished, unchanged, capsys):
-    shutil.rmtree(copy / "checkpoints/000002-pictures-64")
-    shutil.rmtree(copy / "model")
-    (copy / "report.json").unlink()
-    assert main(["train", "--config", tiny, "--run-dir", str(copy), "--resume"]) == 0
-    assert "resuming from picture 32" in capsys.readouterr().err
-    assert unchanged(copy / "model") == unchanged(finished / "model")
-    assert (copy / "report.json").is_file()
-
-
-def test_resume_of_a_finished_run_trains_nothing(copy, tiny, finished, unchanged):
-    assert main(["train", "--config", tiny, "--run-dir", str(copy), "--resume"]) == 0
-    for part in ("model", "checkpoints"):
-        assert unchanged(copy / part) == unchanged(finished / part)
-
-
-def test_resume_with_other_settings_names_them(copy, tiny, capsys):
-    flags = ["--training.learning_rate", "0.5", "--network.channels", "[32, 64]"]
-    assert main(["train", "--config", tiny, "--run-dir", str(copy), "--resume", *flags]) == 2
-    error = capsys.readouterr().err
-    assert "training.learning_rate: 0.001 -> 0.5" in error
-    assert "network.channels: [32, 32] -> [32, 64]" in error
-
-
-def test_resume_with_other_data_is_refused(copy, tiny, capsys):
-    flags = ["--dataset.seed", "1"]
-    assert main(["train", "--config", tiny, "--run-dir", str(copy), "--resume", *flags]) == 2
-    assert "data_fingerprint" in capsys.readouterr().err
-
-
-def test_what_does_not_touch_the_weights_may_change(copy, tiny, finished, unchanged):
-    shutil.rmtree(copy / "checkpoints/000002-pictures-64")
-    flags = ["--training.log_every", "8", "--training.num_workers", "1", "--sampling.steps", "1"]
-    assert main(["train", "--config", tiny, "--run-dir", str(copy), "--resume", *flags]) == 0
-    weights = "model/network/diffusion_pytorch_model.safetensors"
-    assert (copy / weights).read_bytes() == (finished / weights).read_bytes()
-
-
 # ---- dry run ---------------------------------------------------------------------------------
 
 
@@ -230,20 +166,6 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(tiny, tmp_path, mistake, fla
     line = mistake("train", "--config", tiny, "--run-dir", str(run_dir), *flags)
     assert message in line
     assert not run_dir.exists()
-
-
-@pytest.fixture
-def folder_config(tiny, tmp_path):
-    """The tiny run with a folder for data set."""
-
-    def write(path) -> str:
-        settings = yaml.safe_load(Path(tiny).read_text())
-        settings["dataset"] = {"name": "folder", "path": str(path), "size": 16}
-        file = tmp_path / "folder.yaml"
-        file.write_text(yaml.safe_dump({**settings, "validation": None}))
-        return str(file)
-
-    return write
 
 
 def test_a_missing_data_folder_is_named(folder_config, tmp_path, mistake):

@@ -1,6 +1,8 @@
 """`tinydiffusion train`: data in, model folder and report out."""
 
+import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,45 +30,59 @@ from tinydiffusion.commands._evaluation import (
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
 from tinydiffusion.commands._pictures import save_labelled_grid
 from tinydiffusion.config import Config, ConfigError
+from tinydiffusion.durable import replace_file
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, Score, Selective
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.checkpoint import CheckpointFolder
 from tinydiffusion.training.console import console_tracker
 from tinydiffusion.training.data_order import Batches
+from tinydiffusion.training.lock import RunLock
+from tinydiffusion.training.memory import naming_memory
 from tinydiffusion.training.trackers import TensorBoardTracker
 from tinydiffusion.training.trainer import Trainer, TrainResult
 
 EXIT_CODES = {None: 0, "SIGINT": 130, "SIGTERM": 143}
 MAY_CHANGE = (
-    "device", "num_workers", "checkpoint_every", "keep_checkpoints", "log_every", "tensorboard"
+    "device", "num_workers", "checkpoint_every", "keep_checkpoints", "disk_wait_minutes",
+    "hang_minutes", "rollback_on_spike", "log_every", "tensorboard",
 )  # fmt: skip
 """Training settings that do not decide what is learned: a resumed run may change them."""
+
+VOCABULARY = "text_encoder.json"
+"""File of a run that rebuilds its text encoder: other captions would give another vocabulary."""
+FIXED = ("network", "text_encoder")
+"""Sections that no resumed run may change: the weights would not fit."""
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-def train(config: Config, run_dir: Path, *, resume: bool, dry_run: bool) -> int:
-    """The exit code: 0 at the end of the run, 128 + the signal's number where one stopped it."""
+def train(
+    config: Config,
+    run_dir: Path,
+    *,
+    resume: Path | None = None,
+    allow_change: Sequence[str] = (),
+    dry_run: bool = False,
+) -> int:
+    """The exit code: 0 at the end of the run, 128 + the signal's number where one stopped it.
+
+    A folder that holds checkpoints of this run goes on from the newest, or from `resume`.
+    """
     started = time.monotonic()
+    if wrong := [key for key in allow_change if key.partition(".")[0] in FIXED]:
+        raise ConfigError(
+            f"--allow-change {wrong[0]}: another network or text encoder cannot take over these "
+            "weights; train it in another --run-dir"
+        )
     keep_freed_memory()
-    if not (resume or dry_run) and CheckpointFolder(run_dir / "checkpoints").list():
-        raise ConfigError(f"{run_dir} already holds a run; add --resume, or take another --run-dir")
     run = _Run(config, run_dir)
     run.describe()
     if dry_run:
         run.estimate()
         return 0
-    if resume and run.trainer.checkpoints.list():
-        console.print(f"resuming from picture {run.trainer.resume()}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    config_file.save(config, run_dir / "config.yaml")
-    result = run.trainer.train()
-    if result.stopped_by is not None:
-        console.print(f"stopped by {result.stopped_by}; go on with the same command and --resume")
-        return EXIT_CODES[result.stopped_by]
-    run.finish(result, started)
-    return 0
+    with RunLock(run_dir), naming_memory(run.device):
+        return run.go(started, resume, allow_change)
 
 
 class _Run:
@@ -80,9 +96,11 @@ class _Run:
         self.dataset = build_dataset(config.dataset)
         self.validation = build_validation(config)
         self.reference = self._reference()
-        self.captions, data_fingerprint = survey(self.dataset)
+        self.captions, fingerprints = survey(self.dataset)
         image = self.dataset[0]["image"]
-        self.objective: Any = build_objective(config, self.captions, len(image)).to(self.device)
+        self.objective: Any = build_objective(
+            config, self.captions, len(image), _earlier_vocabulary(run_dir)
+        ).to(self.device)
         self.pipeline = TextToImage(
             self.objective.denoiser.network,
             self.objective.text_encoder,
@@ -91,7 +109,7 @@ class _Run:
             precision=config.training.precision,
         )
         self.pipeline.prepare(config.sampling)  # wrong settings raise here
-        self.trainer = self._trainer(data_fingerprint)
+        self.trainer = self._trainer(fingerprints)
 
     def _reference(self) -> Dataset:
         """The set whose captions are the evaluation's prompts."""
@@ -99,6 +117,28 @@ class _Run:
         if evaluation.reference == "validation" and self.validation is not None:
             return self.validation
         return self.dataset
+
+    def go(self, started: float, resume: Path | None, allow_change: Sequence[str]) -> int:
+        """The exit code, after training from where the run stands, measuring and reporting."""
+        trainer, report = self.trainer, self.run_dir / "report.json"
+        if resume is not None or trainer.checkpoints.list():
+            for change in trainer.resume(resume, allow_change):
+                console.print(f"changed: {change}")
+            console.print(f"resuming from picture {trainer.pictures_seen}")
+        if trainer.progress >= 1 and report.exists():
+            console.print(f"{self.run_dir} is complete; another --run-dir trains anew")
+            return 0
+        report.unlink(missing_ok=True)  # of a shorter run
+        config_file.save(self.config, self.run_dir / "config.yaml")
+        if not self.objective.text_encoder.frozen:
+            vocabulary = json.dumps(self.objective.text_encoder.config())
+            replace_file(self.run_dir / VOCABULARY, vocabulary.encode())
+        result = trainer.train()
+        if result.stopped_by is not None:
+            console.print(f"stopped by {result.stopped_by}; the same command goes on")
+            return EXIT_CODES[result.stopped_by]
+        self.finish(result, started)
+        return 0
 
     def describe(self) -> None:
         """Print the settings, the data and the size of the model."""
@@ -170,7 +210,7 @@ class _Run:
         images = self.pipeline.generate(prompts, seed=self.config.seed)
         save_labelled_grid(self.run_dir / "grid.png", images, prompts)
 
-    def _trainer(self, data_fingerprint: dict[str, str]) -> Trainer:
+    def _trainer(self, fingerprints: dict[str, str]) -> Trainer:
         training = self.config.training
         batches = Batches(
             self.dataset,
@@ -186,13 +226,16 @@ class _Run:
             "num_pictures", "learning_rate", "betas", "weight_decay", "muon_modules",
             "muon_learning_rate", "warmup_pictures", "decay_fraction", "gradient_clip",
             "accumulation", "ema_max_decay", "ema_power", "precision", "checkpoint_every",
-            "keep_checkpoints", "log_every",
+            "keep_checkpoints", "rollback_on_spike", "log_every",
         )  # fmt: skip
         return Trainer(
             self.objective,
             batches,
             run_dir=self.run_dir,
-            identity=_identity(self.config, data_fingerprint),
+            identity=_identity(self.config),
+            fingerprints=fingerprints,
+            disk_wait_seconds=60 * training.disk_wait_minutes,
+            hang_seconds=None if training.hang_minutes is None else 60 * training.hang_minutes,
             max_seconds=seconds,
             seed=self.config.seed,
             hooks=self._hooks(),
@@ -219,13 +262,21 @@ class _Run:
         return hooks
 
 
-def _identity(config: Config, data_fingerprint: dict[str, str]) -> dict[str, Any]:
+def _earlier_vocabulary(run_dir: Path) -> dict[str, Any] | None:
+    """The text encoder's config of the run that is there, if one has got so far."""
+    file = run_dir / VOCABULARY
+    if not (file.exists() and CheckpointFolder(run_dir / "checkpoints").list()):
+        return None
+    return json.loads(file.read_bytes())
+
+
+def _identity(config: Config) -> dict[str, Any]:
     """What must not change between a checkpoint and its resumption."""
     values = config_file.to_dict(config)
     training = {k: v for k, v in values["training"].items() if k not in MAY_CHANGE}
     names = ("dataset", "text_encoder", "network", "objective", "diffusion", "seed")
     kept = {name: values[name] for name in names}
-    return {**kept, "training": training, "data_fingerprint": data_fingerprint}
+    return {**kept, "training": training}
 
 
 def _size(dataset: Dataset) -> str:

@@ -222,7 +222,8 @@ class Trainer:
             if refused:
                 first = f"cannot resume {path}; these settings changed since it was written:"
                 lines = [f"{key}: {changed[key]}" for key in refused]
-                raise CheckpointError("\n  ".join([first, *lines]))
+                last = f"\nTo go on all the same: --allow-change {' '.join(refused)}"
+                raise CheckpointError("\n  ".join([first, *lines]) + last)
             self._go_to(checkpoint)
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is of another kind of run: {error!r}") from error
