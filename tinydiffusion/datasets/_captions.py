@@ -83,9 +83,55 @@ def read_caption(path: Path) -> str:
     if is_cut:  # perhaps inside a character
         raise ValueError(f"with a caption over {MAX_CAPTION_LENGTH} characters")
     try:
-        return _decode(content)
+        return decode(content)
     except ValueError as error:
         raise ValueError(f"unreadable caption: {path.name} is {error}") from error
+
+
+def decode(content: bytes) -> str:
+    """The text of UTF-8 bytes, with or without a byte order mark.
+
+    Raises:
+        ValueError: the bytes are not UTF-8 text; names the byte.
+    """
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        offset, byte = error.start, content[error.start]
+        guess = "; it looks like UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise ValueError(
+            f"not UTF-8 at byte {offset} (0x{byte:02x}){guess}; save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"not text, NUL at byte {content.index(0)}; save the file as UTF-8")
+    return text.removeprefix("\ufeff")
+
+
+def parse_record(text: str) -> dict[str, Any]:
+    """The object that a JSON text holds.
+
+    Raises:
+        ValueError: it is not valid JSON, no object, or holds a key twice.
+    """
+    try:
+        record = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"must be an object {{...}}, got {shown(text.strip()[:80])}")
+    return record
+
+
+def caption_of(record: dict[str, Any], column: str) -> Caption:
+    """The record's caption, cleaned.
+
+    Raises:
+        ValueError: there is no such column, or it does not hold text.
+    """
+    try:
+        return clean_caption(_value(record, column))
+    except TypeError as error:
+        raise ValueError(f"{column!r} {error}") from error
 
 
 def read_metadata(path: Path, caption_column: str) -> list[Row]:
@@ -120,20 +166,6 @@ def _strip(text: str) -> str:
     return text if any(c.isprintable() and c != " " for c in text) else ""
 
 
-def _decode(content: bytes) -> str:
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        offset, byte = error.start, content[error.start]
-        guess = "; it looks like UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise ValueError(
-            f"not UTF-8 at byte {offset} (0x{byte:02x}){guess}; save the file as UTF-8"
-        ) from error
-    if "\0" in text:
-        raise ValueError(f"not text, NUL at byte {content.index(0)}; save the file as UTF-8")
-    return text.removeprefix("\ufeff")
-
-
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Every line with its place; only a line feed ends one: captions may hold other line ends."""
     try:
@@ -145,7 +177,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 if len(line) == MAX_LINE:
                     raise ValueError(f"{where}: a line over {MAX_LINE} bytes")
                 try:
-                    yield where, _decode(line)
+                    yield where, decode(line)
                 except ValueError as error:
                     raise ValueError(f"{where}: {error}") from error
     except OSError as error:
@@ -157,12 +189,9 @@ def _jsonl_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line, object_pairs_hook=_object)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not valid JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: must be an object {{...}}, got {shown(line.strip()[:80])}")
-        yield where, record
+            yield where, parse_record(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -195,16 +224,19 @@ def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _row(root: Path, where: str, record: dict[str, Any], caption_column: str) -> Row:
-    for key in ("file_name", caption_column):
-        if key not in record:
-            known = list(record)
-            hint = suggest(key, known) or f"; it has {', '.join(map(repr, known)):.200}"
-            raise ValueError(f"{where}: no {key!r}{hint}")
     try:
-        caption = clean_caption(record[caption_column])
-    except TypeError as error:
-        raise ValueError(f"{where}: {caption_column!r} {error}") from error
-    return Row(_check_file_name(root, where, record["file_name"]), caption, where)
+        file_name, caption = _value(record, "file_name"), caption_of(record, caption_column)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return Row(_check_file_name(root, where, file_name), caption, where)
+
+
+def _value(record: dict[str, Any], key: str) -> Any:
+    if key not in record:
+        known = list(record)
+        hint = suggest(key, known) or f"; it has {', '.join(map(repr, known)):.200}"
+        raise ValueError(f"no {key!r}{hint}")
+    return record[key]
 
 
 def _check_file_name(root: Path, where: str, name: object) -> str:
