@@ -301,6 +301,7 @@ class Trainer:
 
     def _roll_back(self) -> None:
         """Take over the last checkpoint and pass over the pictures that were seen after it."""
+        self._saved = True  # what the spike has left is not kept
         if self.rollbacks == MAX_ROLLBACKS:
             raise RunError(
                 f"the loss left its usual range again after {MAX_ROLLBACKS} rollbacks; start again "
