@@ -1,6 +1,5 @@
 """A picture depends on its prompt and seed alone, before and after a trip to disk or diffusers."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -8,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from model_toys import STEPS, contents, random_model
 
 import tinydiffusion
 from tinydiffusion import registry
-from tinydiffusion.build import build_dataset, build_objective, survey
-from tinydiffusion.config import Config, SamplingConfig
-from tinydiffusion.pipeline import ModelFolderError, TextToImage
+from tinydiffusion.config import SamplingConfig
+from tinydiffusion.errors import NonFiniteError
+from tinydiffusion.pipeline import MAX_PROMPT, TextToImage
 
 # Samplers of diffusers and numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -23,7 +22,6 @@ PROMPTS = [
     "a red circle", "a blue square on a white background", "", "two green triangles", "circle",
     "a red square left of a blue circle", "noise", "a yellow star above a red star",
 ]  # fmt: skip
-STEPS = 4
 SAMPLER_OPTIONS = {
     "ddim": {"eta": 1.0},
     "diffusers": {
@@ -31,32 +29,11 @@ SAMPLER_OPTIONS = {
         "scheduler_options": {"algorithm_type": "sde-dpmsolver++"},
     },
 }
-FILES = [
-    "model_index.json", "network/config.json", "network/diffusion_pytorch_model.safetensors",
-    "text_encoder/config.json", "text_encoder/diffusion_pytorch_model.safetensors",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def model() -> TextToImage:
-    """Random weights throughout, so that time, text and every layer matter."""
-    config = Config(
-        dataset={"name": "scenes", "num_scenes": 64},
-        text_encoder={"name": "clip", "width": 32, "layers": 1, "heads": 2},
-        network={"name": "unet", "channels": [32, 32]},
-        sampling=SamplingConfig(steps=STEPS),
-    )
-    dataset = build_dataset(config.dataset)
-    captions, _ = survey(dataset)
-    objective = build_objective(config, captions).eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in objective.parameters():
-        if not parameter.any():  # initialised to zero
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.02
-    network, text_encoder = objective.denoiser.network, objective.text_encoder
-    return TextToImage(
-        network, text_encoder, config, dataset[0]["image"].shape, precision="float32"
-    )
+    return random_model()
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +41,6 @@ def folder(model, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model")
     model.save_pretrained(path)
     return path
-
-
-@pytest.fixture
-def copy(folder, tmp_path) -> Path:
-    """The model folder once more, to be damaged."""
-    return shutil.copytree(folder, tmp_path / "copy")
 
 
 def sampling(**changes) -> SamplingConfig:
@@ -150,8 +121,18 @@ def test_the_models_sampling_section_is_the_default(model):
         ({"prompts": []}, "list of at least one"),
         ({"batch_size": 0}, "batch_size"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": 2**64 - 1}, "seed"),  # the second picture's is too large
+        ({"prompts": ["a\ud800"]}, "is not text: surrogates not allowed"),
+        ({"negative_prompt": "\udcff"}, "is not text"),
+        ({"prompts": ["x" * 10_000_000]}, "at most 10000 characters, got 10000000; it begins"),
         ({"sampling": sampling(steps=0)}, "num_inference_steps"),
         ({"sampling": sampling(steps=1001)}, "num_inference_steps"),
+        ({"sampling": sampling(steps=10**9)}, "num_inference_steps"),
+        ({"sampling": sampling(guidance_scale=float("nan"))}, r"in \[0, 1000\], got nan"),
+        ({"sampling": sampling(guidance_scale=float("inf"))}, r"in \[0, 1000\], got inf"),
+        ({"sampling": sampling(guidance_scale=-1.0)}, r"guidance_scale .* got -1.0"),
+        ({"sampling": sampling(guidance_rescale=float("nan"))}, "guidance_rescale .* got nan"),
         ({"sampling": sampling(spacing="traling")}, "did you mean 'trailing'"),
         ({"sampling": sampling(sampler="eulr")}, "did you mean 'euler'"),
         ({"sampling": sampling(guidance_rescale=1.5)}, "guidance_rescale"),
@@ -170,68 +151,45 @@ def test_wrong_options_are_errors_before_the_network_runs(model, options, messag
         model.generate(**{"prompts": PROMPTS[:2], **options})
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 0},
+        {"seed": -1},
+        {"prompts": ["\ud800"]},
+        {"sampling": sampling(steps=0)},
+        {"sampling": sampling(guidance_scale=-1.0)},
+    ],
+)
+def test_wrong_options_are_errors_before_the_first_batch_is_asked_for(model, options):
+    with pytest.raises(ValueError, match=r"."):
+        model.generate_batches(**{"prompts": PROMPTS[:2], **options})
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "", "   ", "\n\t", "🙂👩‍👩‍👧‍👦🏳️‍🌈", "دائرة حمراء \u202e", "<start_of_text> <end_of_text>",
+        "<|endoftext|>", "</w>", "*?[a-z]%s{}$HOME", "a\0b", "\ufffe\U0010ffff", "e\u0301" * 100,
+        "x" * MAX_PROMPT,
+    ],
+)  # fmt: skip
+def test_any_text_is_a_prompt(model, prompt):
+    images = model.generate(["a red circle", prompt], sampling=sampling(steps=1))
+    assert torch.equal(images[:1], model.generate(["a red circle"], sampling=sampling(steps=1)))
+
+
+def test_a_picture_that_is_no_number_ends_the_call(model):
+    def spoil(module, inputs, output):
+        output[1] = float("nan")
+
+    hook = model.network.register_forward_hook(spoil)
+    with hook, pytest.raises(NonFiniteError, match="the picture of seed 6 came out as NaN"):
+        model.generate(PROMPTS[:3], seed=5, sampling=sampling(guidance_scale=1.0))
+
+
 def test_prompts_that_are_too_long_are_counted(model):
     assert model.num_truncated(["a red circle", "red " * 100]) == 1
-
-
-# ---- the model folder ------------------------------------------------------------------------
-
-
-def test_a_loaded_model_makes_the_same_pictures(model, folder):
-    loaded = TextToImage.from_pretrained(folder, precision="float32")
-    assert loaded.config == model.config
-    assert torch.equal(loaded.generate(PROMPTS, seed=3), model.generate(PROMPTS, seed=3))
-
-
-def test_a_loaded_model_is_saved_as_the_same_bytes(folder, tmp_path):
-    TextToImage.from_pretrained(folder).save_pretrained(tmp_path)
-    assert contents(tmp_path) == contents(folder)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
-
-
-def test_no_file_of_the_folder_is_a_pickle(folder):
-    for name, data in contents(folder).items():
-        assert Path(name).suffix in {".json", ".safetensors", ".py"}
-        assert not data.startswith((b"PK", b"\x80", b"\x1f\x8b")), name  # zip, pickle, gzip
-        if not name.endswith(".safetensors"):
-            data.decode("utf-8")
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(copy, name):
-    (copy / name).unlink()
-    with pytest.raises(ModelFolderError, match=f"{name} is missing"):
-        TextToImage.from_pretrained(copy)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_named(copy, name):
-    (copy / name).write_bytes((copy / name).read_bytes()[:-100])
-    with pytest.raises(ModelFolderError, match=name):
-        TextToImage.from_pretrained(copy)
-
-
-def test_weights_that_do_not_fit_are_named(copy):
-    file = copy / "network/diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    del weights["conv_out.bias"]
-    save_file(weights, file)
-    with pytest.raises(ModelFolderError, match=r"network/diff.*\n?.*conv_out.bias"):
-        TextToImage.from_pretrained(copy)
-
-
-@pytest.mark.parametrize("component", ["network", "text_encoder"])
-def test_a_folder_cannot_have_other_code_called(copy, tmp_path, component):
-    victim = tmp_path / "victim"
-    evil = {"name": "subprocess:run", "args": ["touch", str(victim)]}
-    (copy / component / "config.json").write_text(json.dumps(evil))
-    with pytest.raises(ModelFolderError, match="is not a class of"):
-        TextToImage.from_pretrained(copy)
-    assert not victim.exists()
 
 
 # ---- diffusers -------------------------------------------------------------------------------
@@ -341,3 +299,16 @@ def test_weights_in_half_precision_are_refused(open_folder, folder):
 def test_diffusers_saves_what_it_loaded(pipeline, folder, tmp_path):
     pipeline.save_pretrained(tmp_path)
     assert contents(tmp_path) == contents(folder)
+
+
+def test_our_own_class_opens_the_folder_without_running_anything_of_it(folder, tmp_path, pipeline):
+    from tinydiffusion.diffusers_pipeline import TextToImagePipeline
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for file in copy.rglob("pipeline.py"):
+        file.write_text("raise AssertionError('code of the folder was run')")
+    opened = TextToImagePipeline.from_pretrained(copy)
+    images = [p("a red circle", seed=2, output_type="pt").images for p in (opened, pipeline)]
+    assert torch.equal(*images)
+    opened.save_pretrained(tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(folder)

@@ -4,7 +4,9 @@
     pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     pipeline("a red circle", seed=3).images[0].save("circle.png")
 
-`model_index.json` of the folder names the two classes here; its `pipeline.py` imports them.
+`model_index.json` of the folder names the two classes here; its `pipeline.py` imports them. As
+`trust_remote_code` says, diffusers runs that file; for a stranger's folder there is
+`TextToImagePipeline.from_pretrained(folder)`, which runs nothing of it.
 """
 
 import dataclasses
@@ -17,8 +19,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from tinydiffusion.config import from_dict
-from tinydiffusion.pipeline import TextToImage, load_component
+from tinydiffusion.config import to_dict
+from tinydiffusion.model_folder.opening import load_component, read_settings
+from tinydiffusion.pipeline import TextToImage
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -66,6 +69,20 @@ class TextToImagePipeline(DiffusionPipeline):
         self.register_modules(network=network, text_encoder=text_encoder)
         self.register_to_config(image_shape=image_shape, tinydiffusion_config=tinydiffusion_config)
 
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, folder: str | Path, *, trust_plugins: bool = False
+    ) -> "TextToImagePipeline":
+        """The pipeline of a model folder from anywhere; see `TextToImage.from_pretrained`."""
+        model = TextToImage.from_pretrained(folder, trust_plugins=trust_plugins)
+        text_encoder: Any = model.text_encoder
+        return cls(
+            Component(model.network),
+            Component(text_encoder),
+            list(model.image_shape),
+            to_dict(model.config),
+        )
+
     def text_to_image(self) -> TextToImage:
         """The model with its present components, on their present device.
 
@@ -77,9 +94,11 @@ class TextToImagePipeline(DiffusionPipeline):
                 f"the weights must be torch.float32, got {self.dtype}; where the hardware gains "
                 "from bfloat16, the arithmetic uses it without being asked"
             )
-        config = from_dict(self.config["tinydiffusion_config"])
+        config, image_shape = read_settings(
+            self.config["tinydiffusion_config"], self.config["image_shape"], trust_plugins=True
+        )
         text_encoder: Any = self.text_encoder.module
-        return TextToImage(self.network.module, text_encoder, config, self.config["image_shape"])
+        return TextToImage(self.network.module, text_encoder, config, image_shape)
 
     def __call__(
         self,

@@ -1,43 +1,30 @@
-"""Prompts to pictures, and the model folder."""
+"""Prompts to pictures."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tinydiffusion import __version__, registry
+from tinydiffusion import registry
 from tinydiffusion.build import build_schedule
-from tinydiffusion.config import Config, SamplingConfig, from_dict, plugin, to_dict
+from tinydiffusion.config import Config, SamplingConfig
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.fixed_rows import FixedRows
 from tinydiffusion.diffusion.noise import picture_generators, randn
-from tinydiffusion.protocols import Denoise, TextEncoder, TextStates
-from tinydiffusion.registry import PluginError
+from tinydiffusion.errors import NonFiniteError
+from tinydiffusion.model_folder.layout import Model
+from tinydiffusion.model_folder.opening import open_model
+from tinydiffusion.model_folder.saving import save_model
+from tinydiffusion.protocols import Denoise, Generators, TextEncoder, TextStates
 from tinydiffusion.training.precision import Precision, uses_bfloat16
 
-COMPONENTS = ("network", "text_encoder")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-"""Weights of a component; diffusers downloads no other name where transformers is missing."""
-
-PIPELINE_SOURCE = '''"""Lets diffusers open this folder; needs the package tinydiffusion."""
-
-from tinydiffusion.diffusers_pipeline import Component, TextToImagePipeline
-
-__all__ = ["Component", "TextToImagePipeline"]
-'''
-"""`pipeline.py` of a model folder and of its components: diffusers loads classes from there."""
-
-
-class ModelFolderError(ValueError):
-    """A folder that is not a model, or not a complete one."""
+MAX_PROMPT = 10_000
+"""Characters; text encoders read at most the first few dozen words."""
+MAX_GUIDANCE = 1000.0
 
 
 class TextToImage:
@@ -98,23 +85,30 @@ class TextToImage:
 
         Raises:
             ValueError: any of these is out of its range; before anything is computed.
+            NonFiniteError: a picture came out as NaN or infinity.
         """
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts must be a list of at least one string, got {prompts!r}")
+        check_prompts([*prompts, negative_prompt])
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         sampling = sampling or self.config.sampling
         sampler, sigmas = self.prepare(sampling, sampler_options)
-        generators = picture_generators(seed, 0, len(prompts))
-        for first in range(0, len(prompts), batch_size):
-            batch = slice(first, first + batch_size)
-            with torch.no_grad(), self._autocast():
-                denoise = self._denoise(prompts[batch], negative_prompt, sampling)
-                noise = randn(
-                    (len(prompts[batch]), *self.image_shape), generators[batch], device=self.device
-                )
-                x = sampler(denoise, noise * sigmas[0], sigmas, generators=generators[batch])
-            yield to_uint8(x)
+        picture_generators(seed, len(prompts) - 1, 1)  # wrong seeds raise here
+
+        def batches() -> Iterator[UInt8[Tensor, "B C H W"]]:
+            for first in range(0, len(prompts), batch_size):
+                batch = prompts[first : first + batch_size]
+                generators = picture_generators(seed, first, len(batch))
+                with torch.no_grad(), self._autocast():
+                    denoise = self._denoise(batch, negative_prompt, sampling)
+                    x = sampler(
+                        denoise, self._noise(generators) * sigmas[0], sigmas, generators=generators
+                    )
+                _check_finite(x, seed + first)
+                yield to_uint8(x)
+
+        return batches()
 
     def prepare(
         self, sampling: SamplingConfig, sampler_options: dict[str, Any] | None = None
@@ -124,6 +118,9 @@ class TextToImage:
         Raises:
             ValueError: one of the settings is unknown or out of its range.
         """
+        for name, most in (("guidance_scale", MAX_GUIDANCE), ("guidance_rescale", 1)):
+            if not 0 <= (value := getattr(sampling, name)) <= most:  # NaN is not
+                raise ValueError(f"{name} must be in [0, {most:g}], got {value}")
         sigmas = self.denoiser.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
         return self._sampler(sampling.sampler, sampler_options or {}), sigmas
 
@@ -134,19 +131,9 @@ class TextToImage:
     # ---- the model folder --------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model folder: safetensors, JSON and `PIPELINE_SOURCE`, nothing pickled."""
-        folder = Path(folder)
-        sizes = {
-            "text_dim": self.text_encoder.hidden_size,
-            "pooled_dim": self.text_encoder.pooled_size,
-            "in_channels": self.image_shape[0],
-        }
-        text_encoder: Any = self.text_encoder
-        encoder_config = {"name": self.config.text_encoder["name"], **text_encoder.config()}
-        _save_component(folder / "network", self.network, {**self.config.network, **sizes})
-        _save_component(folder / "text_encoder", text_encoder, encoder_config)
-        _write_json(folder / "model_index.json", self._index())
-        (folder / "pipeline.py").write_text(PIPELINE_SOURCE)
+        """Write the model folder, see `model_folder/saving.py`."""
+        model = Model(self.network, self.text_encoder, self.config, self.image_shape)
+        save_model(Path(folder), model)
 
     @classmethod
     def from_pretrained(
@@ -155,31 +142,32 @@ class TextToImage:
         *,
         device: str | torch.device = "cpu",
         precision: Precision = "auto",
+        trust_plugins: bool = False,
     ) -> "TextToImage":
-        """The model in a folder that `save_pretrained` wrote.
+        """The model in a folder that `save_pretrained` wrote; safe whoever wrote it.
+
+        Args:
+            folder: The model folder.
+            device: Where the weights go.
+            precision: See the class.
+            trust_plugins: Import plug-ins that the folder names as `module:attribute`.
 
         Raises:
-            ModelFolderError: a file is missing or does not fit; names it.
+            ModelFolderError: a file is missing, damaged, does not fit or is not safe; names it.
         """
-        folder = Path(folder)
-        with _reading(folder / "model_index.json") as file:
-            index = json.loads(file.read_text(encoding="utf-8"))
-            config, image_shape = from_dict(index["tinydiffusion_config"]), index["image_shape"]
-        network = load_component(folder / "network").to(device)
-        text_encoder: Any = load_component(folder / "text_encoder").to(device)
-        return cls(network, text_encoder, config, image_shape, precision=precision)
+        model = open_model(Path(folder), trust_plugins=trust_plugins)
+        return cls(
+            model.network.to(device),
+            model.text_encoder.to(device),
+            model.config,
+            model.image_shape,
+            precision=precision,
+        )
 
     # ---- inside ------------------------------------------------------------------------------
 
-    def _index(self) -> dict[str, Any]:
-        """What diffusers and `from_pretrained` need to know of the whole folder."""
-        return {
-            "_class_name": ["pipeline", "TextToImagePipeline"],
-            "_tinydiffusion_version": __version__,
-            **{component: ["pipeline", "Component"] for component in COMPONENTS},
-            "image_shape": self.image_shape,
-            "tinydiffusion_config": to_dict(self.config),
-        }
+    def _noise(self, generators: Generators) -> Float[Tensor, "B C H W"]:
+        return randn((len(generators), *self.image_shape), generators, device=self.device)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
@@ -213,34 +201,18 @@ class TextToImage:
         return TextStates(*(torch.cat(parts).detach() for parts in zip(*states, strict=True)))
 
 
-def load_component(folder: Path) -> nn.Module:
-    """The component of a model folder whose own folder this is, in eval mode on the CPU.
-
-    Raises:
-        ModelFolderError: a file is missing or does not fit; names it.
-    """
-    with _reading(folder / "config.json") as file:
-        name, options = plugin(json.loads(file.read_text(encoding="utf-8")))
-        kind = folder.name  # network or text_encoder
-        if not _is_module_class(registry.load(kind, name)):
-            raise PluginError(f"{kind} {name!r} is not a class of nn.Module")
-        module = registry.create(kind, name, **options)
-    with _reading(folder / WEIGHTS) as file:
-        module.load_state_dict(load_file(file))
-    return module.eval()
-
-
-def _is_module_class(loaded: Callable[..., Any]) -> bool:
-    """Nothing else is called with what a downloaded file says, `subprocess:run` for one."""
-    return isinstance(loaded, type) and issubclass(loaded, nn.Module)
-
-
-def _save_component(folder: Path, module: nn.Module, config: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    _write_json(folder / "config.json", config)
-    (folder / "pipeline.py").write_text(PIPELINE_SOURCE)
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise ValueError where a prompt is not text, or longer than any encoder reads."""
+    for prompt in dict.fromkeys(prompts):
+        if len(prompt) > MAX_PROMPT:
+            raise ValueError(
+                f"a prompt must have at most {MAX_PROMPT} characters, got {len(prompt)}; it begins "
+                f"with {prompt[:40]!r}"
+            )
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the prompt {prompt[:40]!r} is not text: {error.reason}") from error
 
 
 def to_uint8(x: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
@@ -248,16 +220,10 @@ def to_uint8(x: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[Path]:
-    """The file; whatever is wrong with it becomes a ModelFolderError that names it."""
-    if not file.is_file():
-        raise ModelFolderError(f"{file} is missing: {file.parent} is not a complete model folder")
-    try:
-        yield file
-    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelFolderError(f"{file} does not describe a model: {error}") from error
+def _check_finite(x: Float[Tensor, "B C H W"], first_seed: int) -> None:
+    finite = torch.isfinite(x).flatten(1).all(dim=1).tolist()
+    if not all(finite):
+        raise NonFiniteError(
+            f"the picture of seed {first_seed + finite.index(False)} came out as NaN or infinity; "
+            "take a lower guidance scale or --precision float32; else the model is damaged"
+        )

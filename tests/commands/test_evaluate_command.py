@@ -182,7 +182,7 @@ def test_without_out_the_report_is_printed_alone(scenes, capsys, tmp_path, monke
         (["--metrics", "pixel_fd", "nope"], "unknown evaluator 'nope'; there are clip_score,"),
         (["--metrics", "pixel_fd", "--pixel_fd.sise", "4"], "has no option 'sise'"),
         (["--metrics", "pixel_fd", "--pixel_fd.size", "four"], "must be int, got 'four'"),
-        (["--metrics", "pixel_fd", "--pixel_fd.size", "0"], "size must be at least 1, got 0"),
+        (["--metrics", "pixel_fd", "--pixel_fd.size", "0"], "size must be in [1, 32], got 0"),
         (["--metrics", "pixel_fd", "--fid.weights", "x"], "options for 'fid', which is not among"),
         (["--metrics", "pixel_fd", "--num-images", "0"], "must be at least 1, got 0"),
         (["--metrics", "pixel_fd", "--batch-size", "0"], "must be at least 1, got 0"),

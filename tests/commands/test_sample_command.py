@@ -1,5 +1,6 @@
 """Proves what `sample` writes: pictures that depend on prompt and seed alone, and how they came."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -33,10 +34,14 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 # ---- what is written -------------------------------------------------------------------------
 
 
-def test_pictures_and_how_they_came(sample):
+def test_pictures_and_how_they_came(sample, model):
     out = sample(*PROMPTS, "--num-images", "2", "--seed", "5", "--steps", "3")
     assert sorted(file.name for file in out.iterdir()) == [
         *(f"{i:05d}.png" for i in range(6)), "metadata.jsonl"
@@ -53,6 +58,10 @@ def test_pictures_and_how_they_came(sample):
             "spacing": "trailing",
             "guidance_scale": 2.0,
             "guidance_rescale": 0.0,
+            "model_sha256": sha256(Path(model) / "model_index.json"),
+            "precision": rows(out)[0]["precision"],
+            "device": "cpu",
+            "sha256": sha256(out / f"{i:05d}.png"),
         }
         for i in range(6)
     ]
@@ -76,12 +85,13 @@ def test_every_option_is_recorded_and_changes_the_pictures(sample):
             (["--guidance-scale", "5"], {"guidance_scale": 5.0}),
             (["--guidance-rescale", "0.7"], {"guidance_rescale": 0.7}),
             (["--negative-prompt", "a dog"], {"negative_prompt": "a dog"}),
-            (["--precision", "bfloat16"], {}),
+            (["--precision", "bfloat16"], {"precision": "bfloat16"}),
         ]
     ):
         out = sample(PROMPTS[0], "--precision", "float32", *flags, name=str(number))
         (row,) = rows(out)
-        assert row == {**rows(plain)[0], **{"sampler": row["sampler"]}, **recorded}
+        same = {"sampler": row["sampler"], "sha256": row["sha256"]}
+        assert row == {**rows(plain)[0], **same, **recorded}
         assert pictures(out) not in seen, flags
         seen.append(pictures(out))
 
@@ -103,7 +113,7 @@ def test_a_training_set_is_not_overwritten(model, tmp_path, mistake):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "00000.png", "text": "mine"}\n')
     (tmp_path / "00000.png").write_bytes(b"mine")
     line = mistake("sample", model, PROMPTS[0], "--out", str(tmp_path))
-    assert line == f"{tmp_path} holds captioned pictures that are no samples; take another"
+    assert line == f"{tmp_path} holds captioned pictures that are no samples; take another folder"
     assert (tmp_path / "00000.png").read_bytes() == b"mine"
 
 
@@ -193,7 +203,7 @@ def test_long_prompts_are_reported(sample, capsys):
         (["a", "--sampler", "diffusers"], "sampler 'diffusers' needs the option 'scheduler'"),
         (["a", "--sampler.eta", "1"], "sampler 'euler' has no option 'eta'"),
         (["a", "--sampler", "ddim", "--sampler.eta", "x"], "must be float, got 'x'"),
-        (["a", "--sampler", "ddim", "--sampler.eta", "[1"], "'[1' is not YAML"),
+        (["a", "--sampler", "ddim", "--sampler.eta", "[1"], "--sampler.eta:1:"),
         (["a", "--sampler.eta"], "--sampler.eta has no value"),
         (["a", "--sampling.steps", "3"], "unknown arguments for 'sampling'"),
         (["a", "--steps", "0"], "num_inference_steps must be in [1, 1000]"),

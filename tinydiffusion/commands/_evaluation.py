@@ -1,8 +1,11 @@
 """Running evaluators over pictures, and the report they end in."""
 
 import json
+import math
 import platform
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from tinydiffusion import __version__
 from tinydiffusion.build import captions_of, spread
+from tinydiffusion.durable import replace_file
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, EvalBatch, Evaluator, Score
 
@@ -80,13 +84,20 @@ def evaluate_pipeline(
         options: More options of `TextToImage.generate_batches`.
     """
     prompts = evaluation_prompts(reference, num_images)
-    batches = pipeline.generate_batches(prompts, seed=seed, **options)
-    total = max(num_images, MIN_REFERENCE)
-    return run(
-        evaluators,
-        generated_batches(batches, prompts),
-        picture_batches("reference", reference, total),
-    )
+    images = pipeline.generate_batches(prompts, seed=seed, **options)
+    return evaluate_pictures(evaluators, images, prompts, reference)
+
+
+def evaluate_pictures(
+    evaluators: Mapping[str, Evaluator],
+    images: Iterable[UInt8[Tensor, "N C H W"]],
+    prompts: Sequence[str],
+    reference: Dataset,
+) -> list[dict[str, Any]]:
+    """Report rows of pictures in batches, picture i being the answer to prompt i."""
+    generated = generated_batches(images, prompts)
+    total = max(len(prompts), MIN_REFERENCE)
+    return run(evaluators, generated, picture_batches("reference", reference, total))
 
 
 def run(
@@ -94,36 +105,79 @@ def run(
     generated: Iterable[EvalBatch],
     reference: Iterable[EvalBatch],
 ) -> list[dict[str, Any]]:
-    """Report rows of all evaluators; each sees only the sources that it needs."""
+    """Report rows of all evaluators; each sees only the sources that it needs.
+
+    An evaluator that raises has one row with `value` None and an `error`; the others go on.
+    """
+    errors: dict[str, str] = {}
     for source, batches in (("generated", generated), ("reference", reference)):
-        wanting = [e for e in evaluators.values() if source in e.needs]
-        for batch in batches if wanting else ():
-            for evaluator in wanting:
-                evaluator.update(batch)
-    return [
-        report_row(score, name, evaluator.provenance())
-        for name, evaluator in evaluators.items()
-        for score in evaluator.compute()
-    ]
+        wanting = {name: e for name, e in evaluators.items() if source in e.needs}
+        for batch in batches if wanting.keys() - errors.keys() else ():
+            for name in wanting.keys() - errors.keys():
+                with _isolated(name, errors):
+                    wanting[name].update(batch)
+    return [row for name, evaluator in evaluators.items() for row in _rows(name, evaluator, errors)]
+
+
+def _rows(name: str, evaluator: Evaluator, errors: dict[str, str]) -> list[dict[str, Any]]:
+    rows = []
+    if name not in errors:
+        with _isolated(name, errors):
+            provenance = evaluator.provenance()
+            rows = [report_row(score, name, provenance) for score in evaluator.compute()]
+            json.dumps(rows)  # what is no JSON raises here, not when the report is written
+    if name in errors:
+        failed = report_row(Score(name, math.nan, 0), name, {})
+        return [{**failed, "error": errors[name]}]
+    return rows
+
+
+@contextmanager
+def _isolated(name: str, errors: dict[str, str]) -> Iterator[None]:
+    """What an evaluator raises is noted and costs its own numbers only."""
+    try:
+        yield
+    except Exception as error:  # anything: whoever wrote the plug-in decides what it raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        message = " ".join(str(error).split())[:500]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        errors[name] = f"{type(error).__name__}: {message} ({where})"
 
 
 def report_row(score: Score, evaluator: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of a report, JSON-able."""
+    """One row of a report, JSON-able: numbers that are not finite become None and are named."""
     row = score._asdict()
     row["ci95"] = None if score.ci95 is None else list(score.ci95)
-    row["warnings"] = list(score.warnings)
-    return {**row, "evaluator": evaluator, "provenance": dict(provenance)}
+    row |= {"evaluator": evaluator, "provenance": dict(provenance)}
+    lost = [key for key, value in row.items() if finite(value) != value]
+    row["warnings"] = [
+        *score.warnings,
+        *(f"{score.name}: {key} is not finite" for key in lost if key != "value"),
+    ]
+    row = {key: finite(value) for key, value in row.items()}
+    row["ci95"] = None if "ci95" in lost else row["ci95"]
+    return {**row, "error": f"the value is {score.value}"} if "value" in lost else row
+
+
+def finite(value: Any) -> Any:
+    """The value with lists for tuples and with None for every NaN and infinity inside."""
+    if isinstance(value, Mapping):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_report(file: Path, rows: Sequence[Mapping[str, Any]], context: Mapping[str, Any]) -> None:
-    """Write the report as JSON."""
+    """Write the report as JSON; a reader sees the whole of it, or the report before."""
     report = {
         "schema": SCHEMA,
         "context": {**context, "environment": environment()},
         "results": list(rows),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(finite(report), indent=1, ensure_ascii=False, allow_nan=False)
+    replace_file(file, (text + "\n").encode(errors="backslashreplace"))
 
 
 def environment() -> dict[str, Any]:
@@ -139,15 +193,19 @@ def environment() -> dict[str, Any]:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Print name, value, interval and n of every row, and then every warning once."""
+    """Print name, value, interval and n of every row, then every warning once, then errors."""
     table = Table(title=title, title_justify="left")
     table.add_column("result")
     for column in ("value", "95 % interval", "n"):
         table.add_column(column, justify="right")
     for row in rows:
         interval = "" if row["ci95"] is None else "{:.3f} - {:.3f}".format(*row["ci95"])
-        table.add_row(row["name"], f"{row['value']:.4g}", interval, str(row["n"]))
+        value = "failed" if row["value"] is None else f"{row['value']:.4g}"
+        table.add_row(row["name"], value, interval, str(row["n"]))
     console = Console(highlight=False, markup=False)
     console.print(table)
     for warning in dict.fromkeys(w for row in rows for w in row["warnings"]):
         console.print(f"warning: {warning}", soft_wrap=True)
+    for row in rows:
+        if "error" in row:
+            console.print(f"error: {row['name']}: {row['error']}", soft_wrap=True)

@@ -1,0 +1,199 @@
+"""Opening a model folder, whoever wrote it.
+
+Only its JSON and safetensors files are read. They lie in the folder, their sizes and shapes are
+checked before memory is taken, and they cannot name code or paths.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tinydiffusion import registry
+from tinydiffusion.config import Config, from_dict, plugin
+from tinydiffusion.model_folder import strict_json
+from tinydiffusion.model_folder.layout import (
+    CHECKSUMS,
+    COMPONENTS,
+    INDEX,
+    PATH_OPTION,
+    WEIGHTS,
+    Model,
+    network_sizes,
+)
+from tinydiffusion.model_folder.weights import build_fitting, load_weights, read_header
+
+MAX_CHANNELS, MAX_SIDE, MAX_TIMESTEPS = 4, 2048, 100_000
+
+
+class ModelFolderError(ValueError):
+    """A folder that is not a model, not a complete one, or not one that is safe to open."""
+
+
+def open_model(folder: Path, *, trust_plugins: bool = False) -> Model:
+    """The model in a folder, in eval mode on the CPU.
+
+    Args:
+        folder: What `save_model` wrote, or something else that a stranger calls a model.
+        trust_plugins: Import plug-ins that the folder names as `module:attribute`.
+
+    Raises:
+        ModelFolderError: a file is missing, damaged, does not fit or is not safe; names it.
+    """
+    with _reading(folder, INDEX) as file:
+        index = _read_json(file)
+        settings = read_settings(
+            index["tinydiffusion_config"], index["image_shape"], trust_plugins=trust_plugins
+        )
+    network = load_component(folder / "network", trust_plugins=trust_plugins)
+    text_encoder: Any = load_component(folder / "text_encoder", trust_plugins=trust_plugins)
+    with _reading(folder, "network/config.json") as file:
+        options = _read_json(file)
+        for name, size in network_sizes(text_encoder, settings[1]).items():
+            if options.get(name) != size:
+                raise ValueError(f"{name} is {options.get(name)!r}, the other files say {size}")
+    return Model(network, text_encoder, *settings)
+
+
+def read_settings(
+    config: Any, image_shape: Any, *, trust_plugins: bool = False
+) -> tuple[Config, tuple[int, int, int]]:
+    """The checked config and (C, H, W) of `model_index.json`.
+
+    Raises:
+        ValueError: either is out of its range, or the config names code that is not trusted.
+    """
+    settings = from_dict(config)
+    for name in _plugin_names(settings):
+        _check_trust(name, trust_plugins)
+    if settings.diffusion.num_train_timesteps > MAX_TIMESTEPS:
+        raise ValueError(f"diffusion.num_train_timesteps must be at most {MAX_TIMESTEPS}")
+    limits = (MAX_CHANNELS, MAX_SIDE, MAX_SIDE)
+    if not registry.fits(image_shape, tuple[int, int, int]) or not all(
+        1 <= size <= limit for size, limit in zip(image_shape, limits, strict=True)
+    ):
+        raise ValueError(
+            f"image_shape must be (channels, height, width), at most {limits}, got {image_shape!r}"
+        )
+    channels, height, width = image_shape
+    return settings, (channels, height, width)
+
+
+def load_component(folder: Path, *, trust_plugins: bool = False) -> nn.Module:
+    """The component of a model folder whose own folder this is, in eval mode on the CPU.
+
+    Raises:
+        ModelFolderError: a file is missing, damaged, does not fit or is not safe; names it.
+    """
+    root, kind = folder.parent, folder.name
+    checksums = _checksums(root)
+    with _reading(root, f"{kind}/{WEIGHTS}") as file:
+        header = read_header(file)
+    with _reading(root, f"{kind}/config.json") as file:
+        name, options = plugin(_read_json(file))
+        _check_options(name, options, trust_plugins)
+        _verify(file, checksums[f"{kind}/config.json"])
+        if not _is_module_class(registry.load(kind, name)):
+            raise ValueError(f"{kind} {name!r} is not a class of nn.Module")
+        module = build_fitting(partial(registry.create, kind, name, **options), header)
+    with _reading(root, f"{kind}/{WEIGHTS}") as file:
+        _verify(file, checksums[f"{kind}/{WEIGHTS}"])
+        load_weights(module, file)
+    return module.eval()
+
+
+@contextmanager
+def _reading(root: Path, name: str) -> Iterator[Path]:
+    """A file of the model folder; whatever is wrong with it becomes one line that names it."""
+    file = root / name
+    if not file.is_file():
+        raise ModelFolderError(f"{file} is missing: {root} is not a complete model folder")
+    if not _lies_in(root.resolve(), file.resolve()):
+        raise ModelFolderError(f"{file} is a link out of the model folder")
+    try:
+        yield file
+    except Exception as error:  # a plug-in may raise anything of options that it did not expect
+        raise ModelFolderError(f"{file} does not describe a model: {_one_line(error)}") from error
+
+
+def _lies_in(root: Path, file: Path) -> bool:
+    """Whether a file is of the folder; the hub's cache keeps links to the blobs of the model."""
+    if file.is_relative_to(root):
+        return True
+    repository = root.parent.parent
+    in_cache = root.parent.name == "snapshots" and repository.name.startswith("models--")
+    return in_cache and file.parent == repository / "blobs"
+
+
+def _one_line(error: Exception) -> str:
+    """The message without line breaks, control characters and what is too long to read."""
+    text = " ".join(str(error).split()) if str(error) else type(error).__name__
+    text = f"no key {text}" if isinstance(error, KeyError) else text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:500])
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return strict_json.read_object(stream.read(strict_json.MAX_BYTES + 1))
+
+
+def _checksums(root: Path) -> dict[str, str]:
+    with _reading(root, INDEX) as file:
+        checksums = _read_json(file)[CHECKSUMS]
+        names = {f"{kind}/{name}" for kind in COMPONENTS for name in ("config.json", WEIGHTS)}
+        if not registry.fits(checksums, dict[str, str]) or checksums.keys() != names:
+            raise ValueError(f"{CHECKSUMS} must have the sha256 of {', '.join(sorted(names))}")
+    return checksums
+
+
+def _verify(file: Path, sha256: str) -> None:
+    with file.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
+            raise ValueError(f"its sha256 is not the one in {INDEX}: damaged, or edited")
+
+
+def _check_options(name: Any, options: dict[str, Any], trust_plugins: bool) -> None:
+    if not isinstance(name, str):
+        raise ValueError(f"name must be a text, got {name!r}")
+    _check_trust(name, trust_plugins)
+    if found := next(_path_options(options), None):
+        raise ValueError(f"the option {found!r} names a path; a model folder may not")
+
+
+def _check_trust(name: str, trust_plugins: bool) -> None:
+    if ":" in name and not trust_plugins:
+        raise ValueError(
+            f"the plug-in {name!r} is code that is not installed; where you know it, allow it with "
+            "trust_plugins=True, on the command line --trust-plugins"
+        )
+
+
+def _plugin_names(config: Config) -> Iterator[str]:
+    for section in (
+        config.dataset, config.validation, config.text_encoder, config.network, config.objective
+    ):  # fmt: skip
+        yield str((section or {}).get("name", ""))
+    yield config.sampling.sampler
+    yield from config.evaluation.metrics
+    yield from config.evaluation.options
+
+
+def _path_options(options: Any) -> Iterator[str]:
+    """Names of options, nested ones too, that are set to a path."""
+    if isinstance(options, list):
+        for item in options:
+            yield from _path_options(item)
+    elif isinstance(options, dict):
+        for name, value in options.items():
+            if PATH_OPTION.fullmatch(name) and value is not None:
+                yield name
+            yield from _path_options(value)
+
+
+def _is_module_class(loaded: Any) -> bool:
+    """Nothing else is called with what a downloaded file says, `subprocess:run` for one."""
+    return isinstance(loaded, type) and issubclass(loaded, nn.Module)
