@@ -120,7 +120,9 @@ def test_flow_has_no_alphas_cumprod():
     ("arguments", "message"),
     [
         ({"name": "cosin"}, "did you mean 'cosine'"),
-        ({"name": "linear", "num_train_timesteps": 1}, "at least 2, got 1"),
+        ({"name": "linear", "num_train_timesteps": 1}, r"in \[2, 100000\], got 1"),
+        ({"name": "flow", "num_train_timesteps": 10**9}, r"in \[2, 100000\], got 1000000000"),
+        ({"name": "flow", "shift": 1e18}, r"in \[0.01, 100\], and 1 unless .* got 1e\+18"),
         ({"name": "linear", "beta_start": 0.1, "beta_end": 0.02}, "0.1 and 0.02"),
         ({"name": "flow", "shift": 0.0}, "got 0.0"),
         ({"name": "linear", "shift": 3.0}, "unless the schedule is flow"),

@@ -146,5 +146,5 @@ def test_faults():
         loss_weights("minsnr", "epsilon", one, one)
     with pytest.raises(ValueError, match="unknown time density 'lognormal'"):
         draw("lognormal", 4)
-    with pytest.raises(ValueError, match="above 0, got 0"):
+    with pytest.raises(ValueError, match=r"in \(0, 20\], got 0"):
         draw("logit_normal", 4, std=0.0)

@@ -68,5 +68,5 @@ def test_floor_is_the_distance_between_two_near_equal_halves(batch, pictures):
 def test_too_few_pictures_are_a_clear_error(batch, pictures):
     with pytest.raises(ValueError, match="at least 2 pictures per set, got 0"):
         score(PixelFD(), batch("reference", pictures(3)))
-    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"size must be in \[1, 32\], got 0"):
         PixelFD(size=0)

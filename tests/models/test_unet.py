@@ -138,7 +138,12 @@ def test_bfloat16_autocast_is_close(text_inputs):
         ({"attention_levels": (2,)}, r"in \[0, 1\], got 2"),
         ({"attention_levels": (-1,)}, r"in \[0, 1\], got -1"),
         ({"dropout": 1.5}, "1.5"),
-        ({"preview_size": 0}, "preview_size must be at least 1, got 0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"preview_size": 0}, r"preview_size must be in \[1, 64\], got 0"),
+        ({"layers_per_block": 10**9}, r"layers_per_block must be in \[1, 64\], got 1000000000"),
+        ({"channels": (32, 2**62)}, r"channels must be in \[1, 8192\], got 4611686018427387904"),
+        ({"channels": ()}, "channels must name the width of 1 to 16 levels, got 0"),
+        ({"channels": (32,) * 17}, "channels must name the width of 1 to 16 levels, got 17"),
         ({"preview_channels": 2}, "preview_channels must be at least in_channels 3, got 2"),
     ],
 )

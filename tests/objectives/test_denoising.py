@@ -281,9 +281,20 @@ def test_a_probability_outside_0_and_1_is_an_error(probability):
         make(caption_dropout_prob=probability)
 
 
-def test_a_negative_weight_of_the_preview_is_an_error():
-    with pytest.raises(ValueError, match="preview_weight must be at least 0, got -1"):
-        make(preview_weight=-1.0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preview_weight": -1.0}, r"preview_weight must be in \[0, 1000\], got -1"),
+        ({"preview_weight": 1e9}, r"preview_weight must be in \[0, 1000\], got 1000000000"),
+        ({"gamma": 0.0}, "gamma must be above 0, got 0"),
+        ({"sigma_data": 1e-300}, r"sigma_data must be in \[0.001, 1000\], got 1e-300"),
+        ({"time_std": 0.0}, r"std of the time density must be in \(0, 20\], got 0"),
+        ({"time_mean": -1e9}, r"mean of the time density must be in \[-20, 20\], got -1"),
+    ],
+)
+def test_numbers_out_of_their_range_are_errors_when_it_is_built(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
 
 
 @pytest.mark.parametrize(

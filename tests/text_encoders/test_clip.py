@@ -151,7 +151,9 @@ def test_unusual_text_gives_finite_states(encoder, text):
     [
         ({"width": 30, "heads": 4}, "width must be a multiple of heads"),
         ({"width": 0}, "width must be a multiple of heads"),
-        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"width": 10**9}, "width must be at most 8192, got 1000000000"),
+        ({"layers": 0}, r"layers must be in \[1, 128\], got 0"),
+        ({"layers": 10**9}, r"layers must be in \[1, 128\], got 1000000000"),
         ({"max_length": 78}, r"max_length must be in \[3, 77\], got 78"),
         ({"max_length": 2}, r"max_length must be in \[3, 77\], got 2"),
         ({"vocab_size": 100}, "vocab_size must be at least 515, got 100"),

@@ -16,8 +16,8 @@ class ScenesDataset:
     """Captioned scenes; example i depends on (`seed`, `split`, i) and the categories alone.
 
     Args:
-        size: pixels of a side, even, from 16 on.
-        num_scenes: how many examples there are.
+        size: pixels of a side, even, in [16, 1024].
+        num_scenes: how many examples there are, at most 10 million.
         seed: another seed, another set of scenes.
         split: "train", or "held_out" for the fifth of the combinations that train never shows.
         categories: of "one_object", "two_objects" and "counting"; they take turns.
@@ -68,10 +68,10 @@ class ScenesDataset:
 
 
 def _check(size: int, num_scenes: int, seed: int, split: str, categories: Sequence[str]) -> None:
-    if size < 16 or size % 2:
-        raise ValueError(f"size={size!r} is not an even number from 16 on; 32 is the default")
-    if num_scenes < 1:
-        raise ValueError(f"num_scenes={num_scenes!r} is not positive")
+    if not 16 <= size <= 1024 or size % 2:
+        raise ValueError(f"size={size!r} is not an even number from 16 to 1024; 32 is the default")
+    if not 1 <= num_scenes <= 10_000_000:  # the order of an epoch is held in memory
+        raise ValueError(f"num_scenes={num_scenes!r} is not in [1, 10_000_000]")
     if seed < 0:
         raise ValueError(f"seed={seed!r} is negative; take any number from 0 on")
     if split not in SPLITS:

@@ -16,6 +16,7 @@ SPACINGS = ["trailing", "leading", "linspace", "karras"]
 # No picture is left where the signal is 0 and sigma = noise / signal would be infinite. As in
 # diffusers alphas_cumprod stops at 2**-24, that is signal at 2**-12 and sigma at 4096.
 MIN_SIGNAL = 2.0**-12
+MAX_TIMESTEPS = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +137,12 @@ def make_schedule(
     Args:
         name: "linear" (Ho et al. 2020), "scaled_linear" (linear in sqrt(beta), as in latent
             diffusion), "cosine" (Nichol & Dhariwal 2021) or "flow" (signal = 1 - t, noise = t).
-        num_train_timesteps: T, at least 2.
+        num_train_timesteps: T, in [2, 100_000].
         zero_terminal_snr: Rescale so that the last timestep is pure noise; flow always ends so.
         beta_start: First beta of "linear" and "scaled_linear", in (0, beta_end].
         beta_end: Their last beta, below 1.
-        shift: Of "flow" alone: above 1 moves timesteps to higher noise, Esser et al. (2024) eq. 23,
-            https://arxiv.org/abs/2403.03206.
+        shift: Of "flow" alone, in [0.01, 100]: above 1 moves timesteps to higher noise, Esser et
+            al. (2024) eq. 23, https://arxiv.org/abs/2403.03206.
 
     Raises:
         ValueError: an unknown name, or a value outside its range.
@@ -150,14 +151,18 @@ def make_schedule(
         raise ValueError(
             f"unknown schedule {name!r}{suggest(name, SCHEDULES)}; there are {', '.join(SCHEDULES)}"
         )
-    if num_train_timesteps < 2:
-        raise ValueError(f"num_train_timesteps must be at least 2, got {num_train_timesteps}")
+    if not 2 <= num_train_timesteps <= MAX_TIMESTEPS:
+        raise ValueError(
+            f"num_train_timesteps must be in [2, {MAX_TIMESTEPS}], got {num_train_timesteps}"
+        )
     if not 0 < beta_start <= beta_end < 1:
         raise ValueError(
             f"betas must satisfy 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}"
         )
-    if shift <= 0 or (shift != 1 and name != "flow"):
-        raise ValueError(f"shift must be above 0, and 1 unless the schedule is flow; got {shift}")
+    if not 0.01 <= shift <= 100 or (shift != 1 and name != "flow"):
+        raise ValueError(
+            f"shift must be in [0.01, 100], and 1 unless the schedule is flow; got {shift}"
+        )
     if name == "flow":
         return _flow_schedule(num_train_timesteps, shift)
     if name == "cosine":

@@ -9,6 +9,7 @@ from tinydiffusion.registry import suggest
 
 WEIGHTINGS = ["none", "min_snr", "edm", "velocity"]
 DENSITIES = ["uniform", "logit_normal"]
+MAX_LOGIT = 20  # sigmoid(20) is 1 in float32
 MIN_NOISE = 0.1  # below it the velocity's weight grows no more
 
 
@@ -35,12 +36,16 @@ def loss_weights(
         prediction_type: As in `prediction.training_target`.
         a: Signal factor.
         s: Noise factor.
-        gamma: Where "min_snr" caps the signal-to-noise ratio.
-        sigma_data: Standard deviation of the pictures, for "edm".
+        gamma: Where "min_snr" caps the signal-to-noise ratio, above 0.
+        sigma_data: Standard deviation of the pictures, for "edm", in [0.001, 1000].
 
     Raises:
-        ValueError: an unknown weighting or prediction type.
+        ValueError: an unknown weighting or prediction type, or a number out of its range.
     """
+    if not gamma > 0:
+        raise ValueError(f"gamma must be above 0, got {gamma}")
+    if not 1e-3 <= sigma_data <= 1e3:
+        raise ValueError(f"sigma_data must be in [0.001, 1000], got {sigma_data}")
     sensitivity = x_0_sensitivity(prediction_type, a, s)
     if weighting == "none":
         return torch.ones_like(sensitivity)
@@ -76,16 +81,20 @@ def draw_timesteps(
         generator: The only source of randomness.
         stratified: Draw one timestep from each of B equally likely parts of the density, lowest
             first, which makes the loss of a batch less noisy; else independently.
-        mean: Of the logit of t; above 0 prefers noisier pictures.
-        std: Of the logit of t.
+        mean: Of the logit of t, in [-20, 20]; above 0 prefers noisier pictures.
+        std: Of the logit of t, in (0, 20].
 
     Raises:
-        ValueError: an unknown density, or a std that is not above 0.
+        ValueError: an unknown density, or a number out of its range.
     """
     if density not in DENSITIES:
         raise ValueError(_unknown("time density", density, DENSITIES))
-    if std <= 0:
-        raise ValueError(f"std of the time density must be above 0, got {std}")
+    if not 0 < std <= MAX_LOGIT:
+        raise ValueError(f"std of the time density must be in (0, {MAX_LOGIT}], got {std}")
+    if not -MAX_LOGIT <= mean <= MAX_LOGIT:
+        raise ValueError(
+            f"mean of the time density must be in [-{MAX_LOGIT}, {MAX_LOGIT}], got {mean}"
+        )
     u = torch.rand(batch_size, generator=generator, device=generator.device, dtype=torch.float64)
     if stratified:
         u = (torch.arange(batch_size, device=u.device) + u) / batch_size

@@ -15,14 +15,14 @@ class PixelFD:
     `details["floor"]` is the distance between two halves of the reference.
 
     Args:
-        size: Side of the grid that pictures are averaged to.
+        size: Side of the grid that pictures are averaged to, in [1, 32].
     """
 
     needs = ("generated", "reference")
 
     def __init__(self, *, size: int = 8) -> None:
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+        if not 1 <= size <= 32:  # the covariance has (3 size²)² entries
+            raise ValueError(f"size must be in [1, 32], got {size}")
         self.extractor = AreaAverage(size=size)
         self.sums = FrechetState(self.extractor.dimensions)
 

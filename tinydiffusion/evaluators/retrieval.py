@@ -24,14 +24,14 @@ class Retrieval:
     the same distance counts as nearer: a model that draws one grey picture gains nothing by ties.
 
     Args:
-        size: Side of the grid that pictures are averaged to.
+        size: Side of the grid that pictures are averaged to, in [1, 256].
     """
 
     needs = ("generated", "reference")
 
     def __init__(self, *, size: int = 16) -> None:
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+        if not 1 <= size <= 256:
+            raise ValueError(f"size must be in [1, 256], got {size}")
         self.extractor = AreaAverage(size=size)
         self.tables = {
             source: Table(source, tensors=("features",), texts=("prompt",)) for source in self.needs

@@ -21,6 +21,17 @@ from tinydiffusion.models._blocks import (
 )
 from tinydiffusion.protocols import TextStates
 
+MOST = {
+    "channels": 8192,
+    "levels": 16,
+    "layers_per_block": 64,
+    "patch_size": 64,
+    "head_dim": 1024,
+    "preview_size": 64,
+    "preview_channels": 256,
+}
+"""Beyond these a number is a slip, and would ask for all the memory that there is."""
+
 
 class UNet(nn.Module):
     """Predicts noise (or v, x_0, velocity) from a noisy picture, its timestep and a text.
@@ -48,12 +59,12 @@ class UNet(nn.Module):
         preview_size: Side of the preview: 8 for where things are, more for small sets of pictures
             that are to be told apart by their captions.
         preview_channels: Maps of the preview; the first `in_channels` are a small picture.
-        dropout: Probability inside residual blocks.
+        dropout: Probability inside residual blocks, in [0, 1).
         in_channels: Colour channels of the picture.
 
     Raises:
-        ValueError: a width that does not divide as said above, a count below 1, or fewer
-            preview_channels than in_channels.
+        ValueError: a width that does not divide as said above, a count below 1 or beyond `MOST`,
+            or fewer preview_channels than in_channels.
     """
 
     def __init__(
@@ -77,12 +88,9 @@ class UNet(nn.Module):
             patch_size=patch_size,
             head_dim=head_dim,
             preview_size=preview_size,
+            preview_channels=preview_channels,
         )
-        if preview_channels < in_channels:
-            raise ValueError(
-                f"preview_channels must be at least in_channels {in_channels}, "
-                f"got {preview_channels}"
-            )
+        _check_shares(dropout, preview_channels, in_channels)
         _check_widths(channels, attention_levels, head_dim)
         self.patch_size = patch_size
         cond_dim = 4 * channels[0]
@@ -184,13 +192,26 @@ class Stage(nn.Module):
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 1 <= value <= MOST[name]:
+            raise ValueError(f"{name} must be in [1, {MOST[name]}], got {value}")
+
+
+def _check_shares(dropout: float, preview_channels: int, in_channels: int) -> None:
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    if preview_channels < in_channels:
+        raise ValueError(
+            f"preview_channels must be at least in_channels {in_channels}, got {preview_channels}"
+        )
 
 
 def _check_widths(channels: Sequence[int], attention_levels: Sequence[int], head_dim: int) -> None:
-    if not channels:
-        raise ValueError("channels must name the width of at least one level, got none")
+    if not 1 <= len(channels) <= MOST["levels"]:
+        raise ValueError(
+            f"channels must name the width of 1 to {MOST['levels']} levels, got {len(channels)}"
+        )
+    for width in channels:
+        _check_counts(channels=width)
     last = len(channels) - 1
     if bad := [level for level in attention_levels if level not in range(len(channels))]:
         raise ValueError(f"attention_levels must be in [0, {last}], got {bad[0]}")

@@ -35,12 +35,11 @@ class DenoisingObjective(nn.Module):
         time_mean: Mean of the logit of t; above 0 prefers noisier pictures.
         time_std: Standard deviation of the logit of t.
         stratified: One noise level from each of B equally likely parts.
-        preview_weight: What the error of the preview counts, at least 0; networks without a
+        preview_weight: What the error of the preview counts, in [0, 1000]; networks without a
             preview have no such error.
 
     Raises:
-        ValueError: a probability outside [0, 1], a negative weight, an unknown weighting or
-            density.
+        ValueError: a number out of its range, an unknown weighting or density.
     """
 
     def __init__(
@@ -61,8 +60,8 @@ class DenoisingObjective(nn.Module):
         super().__init__()
         if not 0 <= caption_dropout_prob <= 1:
             raise ValueError(f"caption_dropout_prob must be in [0, 1], got {caption_dropout_prob}")
-        if not preview_weight >= 0:
-            raise ValueError(f"preview_weight must be at least 0, got {preview_weight}")
+        if not 0 <= preview_weight <= 1000:
+            raise ValueError(f"preview_weight must be in [0, 1000], got {preview_weight}")
         self.denoiser = denoiser
         self.text_encoder = text_encoder
         self.caption_dropout_prob = caption_dropout_prob

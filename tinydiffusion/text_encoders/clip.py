@@ -13,6 +13,7 @@ from tinydiffusion.text_encoders._bpe import BytePairTokenizer, learn_merges
 from tinydiffusion.text_encoders._captions import check_captions
 
 LONGEST = 77  # CLIP's context length
+MAX_WIDTH, MAX_LAYERS = 8192, 128
 SHORTEST = 3  # start-of-text, one token, end-of-text
 
 
@@ -171,8 +172,10 @@ def _fitting_length(captions: Sequence[str], tokenizer: BytePairTokenizer) -> in
 def _check_sizes(width: int, layers: int, heads: int, max_length: int) -> None:
     if heads < 1 or width < heads or width % heads:
         raise ValueError(f"width must be a multiple of heads, got width={width}, heads={heads}")
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
+    if width > MAX_WIDTH:
+        raise ValueError(f"width must be at most {MAX_WIDTH}, got {width}")
+    if not 1 <= layers <= MAX_LAYERS:
+        raise ValueError(f"layers must be in [1, {MAX_LAYERS}], got {layers}")
     if not SHORTEST <= max_length <= LONGEST:
         raise ValueError(f"max_length must be in [{SHORTEST}, {LONGEST}], got {max_length}")
 
