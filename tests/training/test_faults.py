@@ -1,8 +1,10 @@
 """A hang, a dead worker, a full disk, a second process: each ends with its own message and code."""
 
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import pytest
 import torch
 from training_toys import FlippingPictures, assert_same_bits, learned, trainer
 
+from tinydiffusion.durable import write_synced
 from tinydiffusion.errors import DiskError, DiskFullError, NonFiniteError, WorkerError
 from tinydiffusion.training import data_record
 from tinydiffusion.training.disk_wait import patiently
@@ -260,6 +263,38 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         RunLock(tmp_path / "file/run"),
     ):
         pass
+
+
+# ---- signals, clocks, networks -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", range(1, 8))
+def test_a_signal_while_saving_completes_the_checkpoint(tmp_path, monkeypatch, moment):
+    calls = itertools.count(1)
+
+    def interrupted(path, data):
+        if next(calls) == 2 + moment:  # after the trial at the start and the record of the data
+            os.kill(os.getpid(), signal.SIGINT)
+        write_synced(path, data)
+
+    monkeypatch.setattr("tinydiffusion.training.checkpoint.write_synced", interrupted)
+    run = trainer(tmp_path)
+    result = run.train()
+    assert result.stopped_by == "SIGINT"
+    path, checkpoint = run.checkpoints.load()
+    assert checkpoint.state["pictures_seen"] == result.pictures_seen
+    assert [p.name for p in run.checkpoints.path.iterdir() if p.name.startswith(".")] == []
+    assert path == run.checkpoints.list()[-1]
+
+
+def test_neither_the_wall_clock_nor_the_network_is_asked(tmp_path, monkeypatch):
+    def refuse(*_args, **_options):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(time, "time", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert trainer(tmp_path).train().pictures_seen == 160
 
 
 # ---- memory ----------------------------------------------------------------------------------
