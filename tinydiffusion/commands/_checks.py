@@ -1,10 +1,16 @@
-"""What is wrong with a run's settings, found before data are read or anything is computed."""
+"""What is wrong with a run's settings: first without the data, then with one picture of them."""
 
+import copy
+from collections.abc import Mapping
+
+import torch
 from torch import nn
 
-from tinydiffusion.build import build_schedule, check_plugins
+from tinydiffusion.build import build_schedule, captions_of, check_plugins
+from tinydiffusion.commands._evaluation import eval_batch
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.diffusion.denoiser import Denoiser
+from tinydiffusion.protocols import Batch, Dataset, Evaluator, Objective
 
 BOUNDS = {
     "seed": (0, 2**62),
@@ -27,7 +33,7 @@ MOST_PROMPTS = 1024
 
 
 def check_config(config: Config) -> None:
-    """Raise where settings are impossible, each message with what to do.
+    """Raise where settings are impossible, before data are read or anything is built.
 
     Raises:
         ValueError: an unknown plug-in or option, a number out of its bounds, or settings that
@@ -39,6 +45,41 @@ def check_config(config: Config) -> None:
     schedule = build_schedule(config)
     Denoiser(nn.Identity(), schedule, prediction_type=config.diffusion.prediction_type)
     schedule.sampling_sigmas(config.sampling.steps, config.sampling.spacing)
+
+
+def check_fits(
+    objective: Objective,
+    evaluators: Mapping[str, Evaluator],
+    dataset: Dataset,
+    reference: Dataset,
+    device: torch.device,
+) -> None:
+    """Raise where the parts do not fit the pictures, before the first step of hours.
+
+    Args:
+        objective: Tried on the first picture; nothing is learned and no randomness used up.
+        evaluators: Each tried on the first reference picture, and then as it was.
+        dataset: Of the training.
+        reference: Of the evaluation.
+        device: Of the objective.
+
+    Raises:
+        ValueError: such as a picture whose size the network cannot divide, or a caption that
+            `scene_accuracy` cannot judge.
+    """
+    example = dataset[0]
+    image = example["image"][None].to(device)
+    batch = Batch(image=image, caption=captions_of(example)[:1], id=[example["id"]])
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), torch.no_grad():
+        objective.loss(batch, torch.Generator().manual_seed(0))
+    example = reference[0]
+    for evaluator in evaluators.values():
+        before = copy.deepcopy(evaluator.state())  # updated in place
+        for source in evaluator.needs:
+            image, captions = example["image"][None], captions_of(example)[:1]
+            evaluator.update(eval_batch(source, 0, image, captions))
+        evaluator.load_state(before)
 
 
 def _check_bounds(config: Config) -> None:

@@ -19,7 +19,7 @@ from tinydiffusion.build import (
     pick_device,
     survey,
 )
-from tinydiffusion.commands._checks import check_config
+from tinydiffusion.commands._checks import check_config, check_fits
 from tinydiffusion.commands._evaluation import (
     evaluate_pipeline,
     evaluation_prompts,
@@ -109,6 +109,7 @@ class _Run:
             precision=config.training.precision,
         )
         self.pipeline.prepare(config.sampling)  # wrong settings raise here
+        check_fits(self.objective, self.evaluators, self.dataset, self.reference, self.device)
         self.trainer = self._trainer(fingerprints)
 
     def _reference(self) -> Dataset:
