@@ -27,8 +27,9 @@ TRAIN = Path(__file__).parent.parent / "train.py"
 NUM_PICTURES = 1200
 CONFIG = f"""
 dataset: {{name: scenes, size: 16, num_scenes: 32}}
-text_encoder: {{name: clip, width: 32, layers: 1, heads: 2}}
-network: {{name: unet, channels: [32], attention_levels: [], layers_per_block: 1}}
+text_encoder: {{name: clip, width: 8, layers: 1, heads: 2}}
+network: {{name: unet, channels: [8], head_dim: 8, attention_levels: [], layers_per_block: 1,
+  patch_size: 4, preview_size: 4}}
 training:
   {{num_pictures: {NUM_PICTURES}, batch_size: 4, warmup_pictures: 8, checkpoint_every: 4,
    log_every: 16, keep_checkpoints: 2, precision: float32, device: cpu}}
@@ -36,7 +37,7 @@ sampling: {{steps: 1, every: 100000, num_prompts: 1}}
 """
 TIMES = ("seconds", "pictures_per_second", "data_wait")
 WINDOW = 0.25  # the random delay is at most this share of the unbroken run
-SIGHTS = ("", "", "", ".tmp", ".trash")  # two of five kills wait for one of these, too
+SIGHTS = ("", "", "", "", ".tmp", ".trash")  # two of six kills wait for one of these, too
 
 
 class Moment(NamedTuple):
@@ -65,7 +66,6 @@ class Run:
             "tiny.yaml",
             "--run-dir",
             "run",
-            "--resume",
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self.log.open("wb") as log:
@@ -178,6 +178,7 @@ class Tally:
         kinds = Counter((row["pictures_seen"], *sorted(row)) for row in run.rows())
         if max(kinds.values()) > 1:
             differences.append(f"duplicate rows of metrics.jsonl: {kinds.most_common(1)}")
+        json.loads((run.run_dir / "report.json").read_text())
         if run.leftovers():
             differences.append(f"leftovers: {run.leftovers()}")
         self.broken += [f"{run.folder.name}: not as the unbroken run: {d}" for d in differences]

@@ -1,0 +1,21 @@
+"""Checkpoints small enough that every byte of them can be tried."""
+
+import torch
+
+from tinydiffusion.training.checkpoint import Checkpoint
+
+
+def make(value):
+    return Checkpoint(
+        model={"weight": torch.full((2, 3), value), "bias": torch.full((3,), -value)},
+        ema={"weight": torch.full((2, 3), value / 2)},
+        optimizer={"weight/step": torch.tensor(value)},
+        state={"value": value, "identity": {"a": {"b": 1}}},
+    )
+
+
+def assert_is(checkpoint, value):
+    for part in ("model", "ema", "optimizer"):
+        ours, theirs = getattr(checkpoint, part), getattr(make(value), part)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert checkpoint.state == make(value).state
