@@ -1,4 +1,4 @@
-"""Proves that a model folder comes back as it was saved, and that saving never loses the old one."""
+"""Proves that a model folder comes back as it was saved, and saving never loses the old one."""
 
 import json
 import shutil
@@ -160,7 +160,7 @@ def kill_at(monkeypatch, number: int) -> list[str]:
 
 
 def test_a_kill_at_any_file_operation_leaves_a_whole_model(model, folder, tmp_path):
-    """... under its name, or for the moment between two renames beside it; saving again is enough."""
+    """... under its name, or between two renames beside it; saving again is enough."""
     other = random_model()
     with torch.no_grad():
         other.network.conv_out.bias += 1

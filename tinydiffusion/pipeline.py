@@ -16,8 +16,8 @@ from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.fixed_rows import FixedRows
 from tinydiffusion.diffusion.noise import picture_generators, randn
 from tinydiffusion.errors import NonFiniteError
-from tinydiffusion.model_folder.layout import Model
-from tinydiffusion.model_folder.opening import open_model
+from tinydiffusion.model_folder.layout import INDEX, Model
+from tinydiffusion.model_folder.opening import open_model, reading
 from tinydiffusion.model_folder.saving import save_model
 from tinydiffusion.protocols import Denoise, Generators, TextEncoder, TextStates
 from tinydiffusion.training.precision import Precision, uses_bfloat16
@@ -156,13 +156,9 @@ class TextToImage:
             ModelFolderError: a file is missing, damaged, does not fit or is not safe; names it.
         """
         model = open_model(Path(folder), trust_plugins=trust_plugins)
-        return cls(
-            model.network.to(device),
-            model.text_encoder.to(device),
-            model.config,
-            model.image_shape,
-            precision=precision,
-        )
+        network, text_encoder = model.network.to(device), model.text_encoder.to(device)
+        with reading(Path(folder), INDEX):  # the noise levels may be impossible
+            return cls(network, text_encoder, model.config, model.image_shape, precision=precision)
 
     # ---- inside ------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from tinydiffusion.model_folder.layout import (
 )
 from tinydiffusion.model_folder.weights import build_fitting, load_weights, read_header
 
-MAX_CHANNELS, MAX_SIDE, MAX_TIMESTEPS = 4, 2048, 100_000
+MAX_CHANNELS, MAX_SIDE = 4, 2048
 
 
 class ModelFolderError(ValueError):
@@ -44,14 +44,14 @@ def open_model(folder: Path, *, trust_plugins: bool = False) -> Model:
     Raises:
         ModelFolderError: a file is missing, damaged, does not fit or is not safe; names it.
     """
-    with _reading(folder, INDEX) as file:
+    with reading(folder, INDEX) as file:
         index = _read_json(file)
         settings = read_settings(
             index["tinydiffusion_config"], index["image_shape"], trust_plugins=trust_plugins
         )
     network = load_component(folder / "network", trust_plugins=trust_plugins)
     text_encoder: Any = load_component(folder / "text_encoder", trust_plugins=trust_plugins)
-    with _reading(folder, "network/config.json") as file:
+    with reading(folder, "network/config.json") as file:
         options = _read_json(file)
         for name, size in network_sizes(text_encoder, settings[1]).items():
             if options.get(name) != size:
@@ -70,8 +70,6 @@ def read_settings(
     settings = from_dict(config)
     for name in _plugin_names(settings):
         _check_trust(name, trust_plugins)
-    if settings.diffusion.num_train_timesteps > MAX_TIMESTEPS:
-        raise ValueError(f"diffusion.num_train_timesteps must be at most {MAX_TIMESTEPS}")
     limits = (MAX_CHANNELS, MAX_SIDE, MAX_SIDE)
     if not registry.fits(image_shape, tuple[int, int, int]) or not all(
         1 <= size <= limit for size, limit in zip(image_shape, limits, strict=True)
@@ -91,23 +89,23 @@ def load_component(folder: Path, *, trust_plugins: bool = False) -> nn.Module:
     """
     root, kind = folder.parent, folder.name
     checksums = _checksums(root)
-    with _reading(root, f"{kind}/{WEIGHTS}") as file:
+    with reading(root, f"{kind}/{WEIGHTS}") as file:
         header = read_header(file)
-    with _reading(root, f"{kind}/config.json") as file:
+    with reading(root, f"{kind}/config.json") as file:
         name, options = plugin(_read_json(file))
         _check_options(name, options, trust_plugins)
         _verify(file, checksums[f"{kind}/config.json"])
         if not _is_module_class(registry.load(kind, name)):
             raise ValueError(f"{kind} {name!r} is not a class of nn.Module")
         module = build_fitting(partial(registry.create, kind, name, **options), header)
-    with _reading(root, f"{kind}/{WEIGHTS}") as file:
+    with reading(root, f"{kind}/{WEIGHTS}") as file:
         _verify(file, checksums[f"{kind}/{WEIGHTS}"])
         load_weights(module, file)
     return module.eval()
 
 
 @contextmanager
-def _reading(root: Path, name: str) -> Iterator[Path]:
+def reading(root: Path, name: str) -> Iterator[Path]:
     """A file of the model folder; whatever is wrong with it becomes one line that names it."""
     file = root / name
     if not file.is_file():
@@ -142,7 +140,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _checksums(root: Path) -> dict[str, str]:
-    with _reading(root, INDEX) as file:
+    with reading(root, INDEX) as file:
         checksums = _read_json(file)[CHECKSUMS]
         names = {f"{kind}/{name}" for kind in COMPONENTS for name in ("config.json", WEIGHTS)}
         if not registry.fits(checksums, dict[str, str]) or checksums.keys() != names:
