@@ -245,34 +245,6 @@ def test_a_validation_section_may_leave_out_the_name_but_not_misuse_it():
 # ---- unknown keys ----------------------------------------------------------------------------
 
 
-def mutations(key: str) -> set[str]:
-    """The key with one letter left out, doubled, exchanged with its neighbour or replaced."""
-    mutated = set()
-    for i, letter in enumerate(key):
-        if letter == ".":
-            continue
-        before, after = key[:i], key[i + 1 :]
-        mutated |= {before + after, before + 2 * letter + after}
-        mutated |= {before + after[:1] + letter + after[1:]}
-        mutated |= {before + other + after for other in "x-" if other != letter}
-    return {m for m in mutated - set(KEYS) if all(m.split("."))}
-
-
-@pytest.mark.parametrize("key", KEYS)
-def test_no_misspelt_key_is_accepted(key):
-    default = to_dict(Config())
-    for part in key.split("."):
-        default = default[part]
-    for wrong in mutations(key):
-        values = default
-        for part in reversed(wrong.split(".")):
-            values = {part: values}
-        message = complaint(lambda values=values: from_dict(values))
-        assert message.startswith("unknown key '")
-        by_flag = complaint(lambda wrong=wrong: load(None, [f"--{wrong}", "1"]))
-        assert by_flag.startswith("unknown key '")
-
-
 @given(st.text(alphabet=string.ascii_lowercase + "_.", min_size=1))
 def test_no_other_word_is_accepted(word):
     if word not in KEYS and word.split(".")[0] not in (*PLUGIN_SECTIONS, "validation"):

@@ -183,16 +183,18 @@ def test_positional_arguments_are_no_options():
         check_options("sampler", "euler", load("sampler", "euler"), {"denoise": 1})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_misspelt_option_of_a_built_in_plugin_is_accepted(kind):
-    for name in registry.builtin_names(kind):
-        plugin = load(kind, name)
-        if kind == "text_encoder":
-            plugin = plugin.from_captions
-        for option in registry.inspect.signature(plugin).parameters:
-            wrong = option[:-1] if option[:-1] != "tim" else "tiem"
-            with pytest.raises(PluginError, match=f"has no option {wrong!r}"):
-                check_options(kind, name, plugin, {wrong: None})
+@pytest.mark.parametrize(
+    ("word", "known", "near"),
+    [
+        ("evaliation", ["validation", "evaluation"], "evaluation"),  # not by the share of letters
+        ("guidanc_escale", ["guidance_rescale", "guidance_scale"], "guidance_scale"),
+        ("abcd", ["bacd", "axyd"], "bacd"),
+        ("zzzz", ["size"], None),
+        ("a", [], None),
+    ],
+)
+def test_the_nearest_word_is_the_one_with_the_fewest_edits(word, known, near):
+    assert registry.nearest(word, known) == registry.nearest(word, known[::-1]) == near
 
 
 def test_takes_says_what_is_declared():

@@ -7,11 +7,11 @@ are checked when it is built, before anything is computed.
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -160,7 +160,7 @@ KEYS = [
     for key in (
         [f.name]
         + [f"{f.name}.{g.name}" for g in (fields(f.type) if is_dataclass(f.type) else ())]
-        + [f"{f.name}.name" for _ in range(f.name in PLUGIN_SECTIONS)]
+        + [f"{f.name}.name" for _ in range(f.name in (*PLUGIN_SECTIONS, "validation"))]
     )
 ]
 """Every section and key that is typed here; plug-ins add their options."""
@@ -238,6 +238,7 @@ def unknown_key(key: str, known: Sequence[str]) -> ConfigError:
     return ConfigError(f"unknown key {key!r}; there are {', '.join(siblings)}")
 
 
+@cache
 def help_text() -> str:
     """Every key with its type, meaning and default."""
     return "\n".join(_help_lines(Config(), ""))
@@ -281,8 +282,8 @@ def _nearest(key: str, known: Sequence[str]) -> str | None:
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     others = {k.rpartition(".")[2]: k for k in reversed(known)}
     for names, cutoff in ((siblings, 1.0), (others, 1.0), (siblings, 0.6), (others, 0.75)):
-        if near := difflib.get_close_matches(name, names, n=1, cutoff=cutoff):
-            return names[near[0]]
+        if (near := registry.nearest(name, names, cutoff)) is not None:
+            return names[near]
     return None
 
 

@@ -192,8 +192,27 @@ def type_name(annotation: Any) -> str:
 
 def suggest(word: str, known: list[str]) -> str:
     """`" (did you mean 'x'?)"` for the nearest known word, else the empty string."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(word, known)
+    return "" if near is None else f" (did you mean {near!r}?)"
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that is the fewest edits away, None where none is as like as `cutoff`."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=cutoff)
+    return min(close, key=lambda candidate: _edits(word, candidate), default=None)
+
+
+def _edits(a: str, b: str) -> int:
+    """Letters to insert, delete or replace, and neighbours to exchange (Damerau 1964)."""
+    rows = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, 1):
+        rows.append([i])
+        for j, y in enumerate(b, 1):
+            ways = [rows[i - 1][j] + 1, rows[i][-1] + 1, rows[i - 1][j - 1] + (x != y)]
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                ways.append(rows[i - 2][j - 2] + 1)
+            rows[i].append(min(ways))
+    return rows[-1][-1]
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
