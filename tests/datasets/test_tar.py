@@ -181,10 +181,15 @@ def test_nothing_is_unpickled_and_extras_are_not_read(tmp_path, monkeypatch):
     suffixes = ("pickle", "pkl", "pyd", "pth", "pt", "npy", "npz", "cls", "ten", "mp", "py")
     extras = b"".join(entry(f"good1.{suffix}", bomb) for suffix in suffixes)
     skipped = skips(
-        tmp_path, extras, entry("good2.json", bomb), entry("x.png", bomb), entry("x.txt", b"x")
+        tmp_path,
+        extras,
+        entry("._good1.png", bomb),
+        entry("good2.json", bomb),
+        entry("x.png", bomb),
+        entry("x.txt", b"x"),
     )
     assert skipped.pop("s.tar/x").startswith("unreadable")
-    assert skipped == {"s.tar/good1.pickle": "not a picture or caption: 11 members"}
+    assert skipped == {"s.tar/good1.pickle": "not a picture or caption: 12 members"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.tar"]
     pickle.loads(bomb)
     assert Path("canary").exists(), "the bomb is a dud"
@@ -214,6 +219,7 @@ def test_of_a_cut_shard_all_before_the_cut_is_loaded(tmp_path, keep, where):
     assert reason.startswith("shard cut: at byte ")
     assert re.search(where, reason)
     assert others == []
+    assert load(tmp_path / "s.tar", limit=1).skipped == [(path, reason)]
 
 
 def test_every_cut_is_noticed(tmp_path):
