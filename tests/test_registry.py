@@ -197,6 +197,27 @@ def test_the_nearest_word_is_the_one_with_the_fewest_edits(word, known, near):
     assert registry.nearest(word, known) == registry.nearest(word, known[::-1]) == near
 
 
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        (1, float, 1.0),
+        (1, float | None, 1.0),
+        (None, float | None, None),
+        (1, int, 1),
+        (1, int | float, 1),
+        (1, Any, 1),
+        (True, float, True),  # refused before it comes here
+        ([1, 2.5], Sequence[float], [1.0, 2.5]),
+        ((0, 1), tuple[float, float], (0.0, 1.0)),
+        ([1], Sequence[int], [1]),
+        (["1"], list[str], ["1"]),
+    ],
+)
+def test_a_whole_number_will_do_for_a_fraction(value, annotation, expected):
+    given = registry.with_fractions(value, annotation)
+    assert repr(given) == repr(expected)
+
+
 def test_takes_says_what_is_declared():
     assert registry.takes(Wheel, "spokes")
     assert not registry.takes(Wheel, "gears")

@@ -314,10 +314,12 @@ def _section(schema: type, values: Any, section: str) -> Any:
 def _value(annotation: Any, value: Any, key: str) -> Any:
     if isinstance(annotation, type) and is_dataclass(annotation):
         return _section(annotation, value, key)
+    if isinstance(value, dict):
+        for name, inner in value.items():  # what a number is wrong with, under its own key
+            _value(Any, inner, f"{key}.{name}")
     if wrong := registry.complaint(value, annotation):
         raise ConfigError(f"{key} {wrong}")
-    if annotation in (float, float | None) and value is not None:
-        return float(value)
+    value = registry.with_fractions(value, annotation)
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -90,7 +90,8 @@ def create(kind: str, name: str, **options: Any) -> Any:
     """
     plugin = load(kind, name)
     check_options(kind, name, plugin, options)
-    return plugin(**options)
+    types = {n: p.annotation for n, p in (options_of(plugin) or {}).items()}
+    return plugin(**{n: with_fractions(v, types.get(n)) for n, v in options.items()})
 
 
 def check_options(
@@ -141,6 +142,16 @@ def complaint(value: Any, annotation: Any) -> str | None:
     if any(not -LIMIT <= number < LIMIT for number in _numbers(value)):
         return f"must be finite and within 2**63, got {shown(value)}"
     return None
+
+
+def with_fractions(value: Any, annotation: Any) -> Any:
+    """The value, its whole numbers made fractions where the annotation asks for those."""
+    arguments = get_args(annotation)
+    if type(value) is int and int not in arguments and float in (annotation, *arguments):
+        return float(value)
+    if isinstance(value, list | tuple) and arguments:
+        return type(value)(with_fractions(item, arguments[0]) for item in value)
+    return value
 
 
 def shown(value: Any) -> str:
