@@ -1,9 +1,17 @@
 """Files that are whole or not there, whatever moment the process or the machine dies at."""
 
 import contextlib
+import errno
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+
+from tinydiffusion.errors import DiskError, DiskFullError
+
+NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""Error numbers of a disk that is full, or of a limit that stands for one."""
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -12,6 +20,14 @@ def write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, and wait until the disk knows their names."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
 
 
 def sync_folder(path: Path) -> None:
@@ -36,3 +52,41 @@ def replace_file(path: Path, data: bytes) -> None:
             unfinished.unlink()
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming_disk_errors(folder: Path, needed: int, *, all_errors: bool = False) -> Iterator[None]:
+    """Turns an operating system's refusal to write inside the `with` into a DiskError.
+
+    Args:
+        folder: What is written to.
+        needed: Bytes that a checkpoint takes, for the message.
+        all_errors: Whether every OSError is one of writing; else only those that no reading gives.
+
+    Raises:
+        DiskFullError: there is not enough space; says how much is needed and free.
+        DiskError: the folder is read-only or out of reach.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise DiskFullError(
+                f"cannot write in {folder}: {error.strerror}; {_megabytes(needed)} needed, "
+                f"{_free(folder)} free. The older checkpoints are untouched"
+            ) from error
+        if all_errors or error.errno == errno.EROFS:
+            reason = error.strerror or str(error)
+            raise DiskError(f"cannot write in {folder}: {reason}") from error
+        raise
+
+
+def _free(folder: Path) -> str:
+    try:
+        return _megabytes(shutil.disk_usage(folder).free)
+    except OSError:
+        return "an unknown number"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

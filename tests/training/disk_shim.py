@@ -167,16 +167,19 @@ class Disk:
             return call()
         return self.run(Operation("open", where, writing=bool(flags & WRITING)), call)
 
-    def _open_file(self, file, mode="r", buffering=-1, *args, **options):
+    def _open_file(self, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None):
         where = None if isinstance(file, int) else self.below(file)
         if where is None or not set(mode) & set("wax+"):
-            return self._open(file, mode, buffering, *args, **options)
-        assert "b" in mode, f"{file} is opened as text; this shim knows bytes only"
+            return self._open(file, mode, buffering, encoding, errors, newline)
+        assert "+" not in mode, f"{file} is opened for both; this shim writes only"
         raw = self.run(
             Operation("open", where, writing=True),
-            lambda: _CountedFile(self, file, mode.replace("b", "")),
+            lambda: _CountedFile(self, file, mode.translate({ord("b"): None, ord("t"): None})),
         )
-        return io.BufferedWriter(raw) if buffering else raw
+        if buffering == 0:
+            return raw
+        buffered = io.BufferedWriter(raw)
+        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
 
     def write(self, descriptor, data) -> int:
         """One write call."""

@@ -1,17 +1,11 @@
 """A checkpoint is complete or not there, whatever moment the process dies at."""
 
 import json
-import os
-import sys
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
 
-from tinydiffusion import durable
 from tinydiffusion.errors import NonFiniteError
-from tinydiffusion.training import checkpoint as module
 from tinydiffusion.training.checkpoint import (
     FILES,
     Checkpoint,
@@ -126,81 +120,6 @@ def test_leftovers_are_ignored_and_swept(folder):
     folder.save(make(2.0), pictures_seen=2)
     names = {p.name for p in folder.path.iterdir()}
     assert names == {"000001-pictures-1", "000002-pictures-2", "old-000009-pictures-9"}
-
-
-class DiesAt:
-    """Ends the process, as a kill would, at the k-th call that touches the disk."""
-
-    def __init__(self, k):
-        self.left = k
-
-    def before(self, function):
-        def counted(*args, **options):
-            self.left -= 1
-            if self.left < 0:
-                os._exit(9)
-            return function(*args, **options)
-
-        return counted
-
-
-def _save_and_die_at(folder, k):
-    """In a child process: save, dying at the k-th call. The exit code."""
-    child = os.fork()
-    if child == 0:
-        dies = DiesAt(k)
-        path_type = type(folder.path)
-        for owner, name in (
-            (durable.os, "fsync"),
-            (module.shutil, "rmtree"),
-            (path_type, "mkdir"),
-            (path_type, "open"),
-            (path_type, "rename"),
-        ):
-            setattr(owner, name, dies.before(getattr(owner, name)))
-        folder.save(make(2.0), pictures_seen=2)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
-def test_a_kill_at_any_call_leaves_a_usable_checkpoint(tmp_path):
-    codes = []
-    while not codes or codes[-1] != 0:
-        folder = CheckpointFolder(tmp_path / str(len(codes)), keep=1)
-        folder.save(make(1.0), pictures_seen=1)
-        codes.append(_save_and_die_at(folder, len(codes)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # nothing that has a finished name is damaged
-            path, checkpoint = folder.load()
-        assert_is(checkpoint, 2.0 if path.name.endswith("-2") else 1.0)
-        for finished in folder.list():
-            load_checkpoint(finished)
-        folder.save(make(3.0), pictures_seen=3)
-        assert_is(folder.load()[1], 3.0)
-        assert len(list(folder.path.iterdir())) == 1
-    assert codes == [9] * (len(codes) - 1) + [0]
-    assert len(codes) > 15
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
-def test_files_are_synced_before_the_rename_and_the_folder_after(folder, monkeypatch):
-    calls = []
-    fsync, rename = os.fsync, type(folder.path).rename
-
-    def record_fsync(descriptor):
-        calls.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
-        fsync(descriptor)
-
-    def record_rename(path, target):
-        calls.append("rename")
-        return rename(path, target)
-
-    monkeypatch.setattr(durable.os, "fsync", record_fsync)
-    monkeypatch.setattr(type(folder.path), "rename", record_rename)
-    folder.save(make(), pictures_seen=1)
-    unfinished = ".tmp-000001-pictures-1"
-    assert calls == [*FILES, "manifest.json", unfinished, "rename", "checkpoints"]
 
 
 def test_difference_names_old_and_new():

@@ -249,14 +249,12 @@ def test_a_state_that_is_no_object_is_named(folder, data):
     assert_named(folder, newest(folder).name)
 
 
-@pytest.mark.xfail(strict=True, reason="RecursionError of the manifest's JSON is not caught")
 def test_a_nested_manifest_is_named(folder):
     (newest(folder) / "manifest.json").write_text("[" * 100_000)
     assert_named(folder, "manifest.json")
 
 
 @linux
-@pytest.mark.xfail(strict=True, reason="files are read before their size is compared: MemoryError")
 @pytest.mark.parametrize("name", ALL_FILES)
 def test_a_file_of_a_terabyte_is_named_before_it_is_read(folder, name):
     os.truncate(newest(folder) / name, 2**40)  # sparse: takes no space
@@ -264,7 +262,6 @@ def test_a_file_of_a_terabyte_is_named_before_it_is_read(folder, name):
 
 
 @linux
-@pytest.mark.xfail(reason="reading a pipe waits for ever", run=False)
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", ALL_FILES)
 def test_a_pipe_is_named_and_not_waited_for(folder, name):
@@ -274,7 +271,6 @@ def test_a_pipe_is_named_and_not_waited_for(folder, name):
 
 
 @linux
-@pytest.mark.xfail(strict=True, reason="links are followed, wherever they lead")
 @pytest.mark.parametrize("name", FILES)
 def test_a_link_out_of_the_folder_is_named(folder, name, tmp_path):
     file = newest(folder) / name

@@ -160,7 +160,6 @@ def test_a_save_waits_for_the_disk_before_it_gives_the_name(scenario, operations
 
 
 @linux
-@pytest.mark.xfail(strict=True, reason="the folders above a new folder are not synced")
 def test_new_folders_are_known_to_the_disk_too(tmp_path):
     """Row T4: without it a power loss takes the whole folder of the first checkpoint."""
     folder = CheckpointFolder(tmp_path / "runs/mine/checkpoints")

@@ -8,6 +8,7 @@ import threading
 
 from tinydiffusion.training.signals import StopRequest
 
+CAUGHT = (*StopRequest.ENDS, *StopRequest.SAVES)
 SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -21,12 +22,14 @@ with StopRequest() as stop:
 
 
 def test_the_first_signal_is_remembered_and_handlers_are_restored():
-    before = [signal.getsignal(number) for number in (*StopRequest.ENDS, *StopRequest.SAVES)]
+    before = [signal.getsignal(number) for number in CAUGHT]
     with StopRequest() as stop:
         assert stop.received is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received == "SIGTERM"
-    assert [signal.getsignal(number) for number in (*StopRequest.ENDS, *StopRequest.SAVES)] == before
+    assert [
+        signal.getsignal(number) for number in CAUGHT
+    ] == before
 
 
 def test_the_second_signal_exits_at_once(pytestconfig):

@@ -30,7 +30,7 @@ from tinydiffusion.commands._evaluation import (
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
 from tinydiffusion.commands._pictures import save_labelled_grid
 from tinydiffusion.config import Config, ConfigError
-from tinydiffusion.durable import replace_file
+from tinydiffusion.durable import naming_disk_errors, replace_file
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, Score, Selective
 from tinydiffusion.training.allocator import keep_freed_memory
@@ -81,7 +81,8 @@ def train(
     if dry_run:
         run.estimate()
         return 0
-    with RunLock(run_dir), naming_memory(run.device):
+    needed = run.trainer.learner.checkpoint_bytes()
+    with RunLock(run_dir), naming_memory(run.device), naming_disk_errors(run_dir, needed):
         return run.go(started, resume, allow_change)
 
 

@@ -15,9 +15,9 @@ import hashlib
 import json
 import re
 import shutil
+import stat
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +25,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tinydiffusion.durable import sync_folder, write_synced
-from tinydiffusion.errors import DiskError, DiskFullError, NonFiniteError
+from tinydiffusion.durable import make_folder, naming_disk_errors, sync_folder, write_synced
+from tinydiffusion.errors import NonFiniteError
 
 FORMAT = 1
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 NAME = re.compile(r"(\d{6,})-pictures-\d+")
-NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+LARGEST_JSON = 2**26  # bytes; a manifest or a state is a few thousand
 
 
 class CheckpointError(ValueError):
@@ -79,9 +79,9 @@ class CheckpointFolder:
         """
         _refuse_non_finite(checkpoint)
         needed = _num_bytes(checkpoint)
-        with _writing(self.path, needed):
-            self.check_space(needed)
+        with naming_disk_errors(self.path, needed, all_errors=True):
             self._sweep()
+            self.check_space(needed)
             number = max((_number(p) for p in self.list()), default=0) + 1
             name = f"{number:06d}-pictures-{pictures_seen}"
             unfinished = self.path / f".tmp-{name}"
@@ -98,8 +98,8 @@ class CheckpointFolder:
 
     def check_space(self, needed: int) -> None:
         """Make the folder and raise DiskFullError where fewer than `needed` bytes are free."""
-        with _writing(self.path, needed):
-            self.path.mkdir(parents=True, exist_ok=True)
+        with naming_disk_errors(self.path, needed, all_errors=True):
+            make_folder(self.path)
             if shutil.disk_usage(self.path).free < needed:
                 raise OSError(errno.ENOSPC, "not enough space")
 
@@ -112,7 +112,7 @@ class CheckpointFolder:
         """
         missing = max(1, self.keep + 1 - len(self.list()))
         self.check_space(missing * needed)
-        with _writing(self.path, needed):
+        with naming_disk_errors(self.path, needed, all_errors=True):
             trial = self.path / ".tmp-trial"
             trial.mkdir(exist_ok=True)
             write_synced(trial / "file", b"0")
@@ -206,32 +206,6 @@ def _num_bytes(checkpoint: Checkpoint) -> int:
     return sum(t.nbytes for t in tensors) + headers + len(_json_bytes(checkpoint.state))
 
 
-@contextmanager
-def _writing(folder: Path, needed: int) -> Iterator[None]:
-    """An operating system's refusal to write in the folder, as an error that says what it means."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno not in NO_SPACE:
-            raise DiskError(f"cannot write a checkpoint in {folder}: {reason}") from error
-        raise DiskFullError(
-            f"cannot write a checkpoint in {folder}: {reason}; {_megabytes(needed)} needed, "
-            f"{_free(folder)} free. The older checkpoints are untouched"
-        ) from error
-
-
-def _free(folder: Path) -> str:
-    try:
-        return _megabytes(shutil.disk_usage(folder).free)
-    except OSError:
-        return "an unknown number"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
-
-
 def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     files: dict[str, dict[str, Any]] = {}
     for name, part in zip(FILES, checkpoint, strict=True):
@@ -250,8 +224,18 @@ def _json_bytes(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=1, sort_keys=True).encode()
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, size: int | None = None) -> bytes:
+    """The content of a plain file, once its size is known to be right."""
     try:
+        status = path.lstat()  # of a link itself: it could lead anywhere
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path} is damaged: not a plain file")
+        if size is not None and status.st_size != size:
+            raise CheckpointError(
+                f"{path} is damaged: {status.st_size} bytes, the manifest says {size}"
+            )
+        if size is None and status.st_size > LARGEST_JSON:
+            raise CheckpointError(f"{path} is damaged: {status.st_size} bytes are too many")
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
@@ -263,7 +247,7 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
         manifest = json.loads(text)
         files = {name: (it["size"], it["sha256"]) for name, it in manifest["files"].items()}
         written, complete = manifest["format"], files.keys() == set(FILES)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
     if written != FORMAT:
         raise CheckpointError(f"{path} is of format {written}, this version reads {FORMAT}")
@@ -273,9 +257,7 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def _read_verified(path: Path, size: int, sha256: str) -> bytes:
-    data = _read(path)
-    if len(data) != size:
-        raise CheckpointError(f"{path} is damaged: {len(data)} bytes, the manifest says {size}")
+    data = _read(path, size)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(f"{path} is damaged: its sha256 is not the manifest's")
     return data

@@ -84,5 +84,8 @@ class TensorBoardTracker:
 
 
 def _is_row_up_to(line: str, pictures_seen: int) -> bool:
-    # a kill may have cut the last line short: it has no line end
-    return line.endswith("\n") and json.loads(line)["pictures_seen"] <= pictures_seen
+    # A kill may have cut the last line short, and a full disk any line.
+    try:
+        return line.endswith("\n") and json.loads(line)["pictures_seen"] <= pictures_seen
+    except (ValueError, KeyError, TypeError):
+        return False
