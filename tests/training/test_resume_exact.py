@@ -48,9 +48,9 @@ def scenes():
 
 
 def real(run_dir, objective="denoising", **options):
-    """A trainer of 12 steps of 4 pictures with a real objective."""
+    """A trainer of 6 steps of 4 pictures with a real objective."""
     config = config_file.from_dict({**SMALL, "objective": {"name": objective}})
-    defaults = {"num_pictures": 48, "checkpoint_every": 8, "log_every": 4, "keep_checkpoints": 9}
+    defaults = {"num_pictures": 24, "checkpoint_every": 8, "log_every": 4, "keep_checkpoints": 9}
     return trainer(
         run_dir,
         objective=build_objective(config, survey(scenes())[0]),
@@ -107,16 +107,16 @@ def test_three_parts_equal_one(tmp_path, objective, precision, options):
 
     unbroken = run("unbroken")
     finish(unbroken)
-    killed_after(tmp_path / "second", unbroken, 2)
+    killed_after(tmp_path / "second", unbroken, 1)
     second = run("second")
     finish(second)
-    killed_after(tmp_path / "third", second, 4)
+    killed_after(tmp_path / "third", second, 2)
     third = run("third")
     assert third.resume() == []
-    assert third.pictures_seen == 32
+    assert third.pictures_seen == 16
     third.train()
     assert_same_run(third, unbroken)
-    assert len(rows(third)) == 12
+    assert len(rows(third)) == 6
 
 
 def test_what_dropout_and_noise_do_is_in_the_comparison(tmp_path):
@@ -157,7 +157,7 @@ def test_another_number_of_workers_goes_on_exactly(tmp_path, counts):
     unbroken = real(tmp_path / "unbroken")
     finish(unbroken)
     first, second = counts
-    stopped = real(tmp_path / "run", workers=first, num_pictures=48, hooks=[StopAfter(24)])
+    stopped = real(tmp_path / "run", workers=first, hooks=[StopAfter(12)])
     stopped.train()
     resumed = real(tmp_path / "run", workers=second)
     finish(resumed)
@@ -205,7 +205,7 @@ def test_another_batch_size_is_refused_or_goes_on_in_the_same_order(tmp_path, ch
 
 
 def with_hook(run_dir, every=8, keep=1, **options):
-    sizes = {"num_pictures": 24, "checkpoint_every": 8, "log_every": 4, "keep_checkpoints": keep}
+    sizes = {"num_pictures": 16, "checkpoint_every": 8, "log_every": 4, "keep_checkpoints": keep}
     return trainer(run_dir, hooks=[Recorder(every)], **sizes, **options)
 
 
@@ -283,7 +283,7 @@ class DiesAtTheLastHook:
         pass
 
     def log(self, row):
-        if "hook/value" in row and row["pictures_seen"] == 24:
+        if "hook/value" in row and row["pictures_seen"] == 16:
             os._exit(9)
 
     def close(self):
@@ -301,7 +301,7 @@ class DiesAtTheLastHook:
 def test_a_log_that_a_power_loss_has_damaged_does_not_stop_the_run(tmp_path, damage):
     unbroken = with_hook(tmp_path / "unbroken", keep=9)
     unbroken.train()
-    killed_after(tmp_path / "run", unbroken, 2)
+    killed_after(tmp_path / "run", unbroken, 1)
     with (tmp_path / "run/metrics.jsonl").open("ab") as log:
         log.write(damage)
     run = with_hook(tmp_path / "run", keep=9)
