@@ -159,7 +159,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged: {extra[0]!r} is not one of its files")
     try:
         tensors = [safetensors.torch.load(data[name]) for name in FILES[:3]]
-        return Checkpoint(*tensors, state=json.loads(data["state.json"]))
+        state = json.loads(data["state.json"])
+        if not isinstance(state, dict):
+            raise ValueError(f"state.json holds {state!r:.40}")
+        return Checkpoint(*tensors, state=state)
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} was not written by this program: {error}") from error
 
@@ -247,6 +250,8 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
         manifest = json.loads(text)
         files = {name: (it["size"], it["sha256"]) for name, it in manifest["files"].items()}
         written, complete = manifest["format"], files.keys() == set(FILES)
+        if not all(type(size) is int and isinstance(sha, str) for size, sha in files.values()):
+            raise TypeError("a size or a sha256 of another type")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error
     if written != FORMAT:
