@@ -2,6 +2,7 @@
 
 import functools
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,15 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     elif image.mode == "RGB" and transform is None:
         return image, notes
     rgb = Image.new("RGB", image.size)
-    rows = max(1, STRIP // image.width)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+    for top, strip in _strips(image):
         rgb.paste(_flatten(strip, base, transform), (0, top))
     return rgb, notes
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _flatten(image: Image.Image, base: str, transform: Any) -> Image.Image:
@@ -101,18 +106,20 @@ def _lab_transform() -> Any:
 
 def _scale_grey(image: Image.Image) -> Image.Image:
     """Grey of more than 8 bits as 8 bits, its full range kept."""
-    values = np.asarray(image)
-    low, high = _grey_range(image, float(values.min()), float(values.max()))
-    if not np.isfinite([low, high]).all():
+    extremes = [(v.min(), v.max()) for v in (np.asarray(strip) for _, strip in _strips(image))]
+    lowest, highest = float(np.min(extremes)), float(np.max(extremes))
+    if not np.isfinite([lowest, highest]).all():
         raise UnusablePictureError("unreadable: values that are not finite")
-    grey = np.empty(values.shape, np.uint8)
-    rows = max(1, STRIP // image.width)
-    for top in range(0, image.height, rows):
-        part = values[top : top + rows].astype(np.float64)
-        grey[top : top + rows] = np.rint((part - low) * (255 / (high - low)))
-    scaled = Image.fromarray(grey)
-    if isinstance(transparent := image.info.get("transparency"), int):
-        scaled.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    low, high = _grey_range(image, lowest, highest)
+    transparent = image.info.get("transparency")
+    scaled = Image.new("L" if transparent is None else "LA", image.size)
+    for top, strip in _strips(image):
+        values = np.asarray(strip)
+        grey = np.rint((values.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
+        part = Image.fromarray(grey)
+        if transparent is not None:
+            part.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+        scaled.paste(part, (0, top))
     scaled.info = {key: image.info[key] for key in ("icc_profile", "gamma") if key in image.info}
     return scaled
 
@@ -122,9 +129,10 @@ def _grey_range(image: Image.Image, lowest: float, highest: float) -> tuple[floa
 
     32-bit and float files do not say: it is the smallest usual range that holds the picture.
     """
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
+    is_16_bit = image.mode == "I" and image.format in ("PNG", "PPM")
+    if is_16_bit or image.mode.startswith("I;16"):
         return 0.0, 65535.0
     for white in (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0):
         if lowest >= 0 and highest <= white:
             return 0.0, white
-    return lowest, max(highest, lowest + 1)
+    return lowest, max(highest, lowest + 1, float(np.nextafter(lowest, np.inf)))
