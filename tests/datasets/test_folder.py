@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from tinydiffusion.datasets.folder import FolderDataset
-from tinydiffusion.protocols import Augmented
 
 
 def save(path, size=(8, 8), color=(10, 20, 30), kind="PNG"):
@@ -225,6 +224,12 @@ def test_two_metadata_files(folder):
         (r'{"file_name": "sub\\c.png", "text": "x"}', "relative to the folder"),
         (r'{"file_name": "a\u0000.png", "text": "x"}', "no usable path"),
         (r'{"file_name": "a\ud800.png", "text": "x"}', "no usable path"),
+        ('{"file_name": "~/a.png", "text": "x"}', "without '..', '~'"),
+        ('{"file_name": "~me/a.png", "text": "x"}', "without '..', '~'"),
+        ('{"file_name": "C:/a.png", "text": "x"}', "without .* a drive"),
+        ('{"file_name": "https://host/a.png", "text": "x"}', "is an address"),
+        ('{"file_name": "a.png", "text": "x", "text": "y"}', "a key comes twice"),
+        ("9" * 5000, "not valid JSON"),
     ],
 )
 def test_bad_jsonl_line_is_named(folder, line, message):
@@ -239,6 +244,9 @@ def test_bad_jsonl_line_is_named(folder, line, message):
         ("file_name,text\na.png,red, big\n", r"metadata\.csv:2: 3 fields where the header has 2"),
         ('file_name,text\na.png,"red\n', r"metadata\.csv:2: not valid CSV"),
         ("file_name;text\na.png;red\n", r"metadata\.csv:2: no 'file_name'"),
+        ("file_name,text,text\na.png,x,y\n", r"metadata\.csv:1: a column comes twice"),
+        ('file_name,text\na.png,ok\nb.png,"open\n\n\n', r"metadata\.csv:3: not valid CSV"),
+        ('file_name,text\na.png,"one\ntwo"\nb.png,x,y\n', r"metadata\.csv:4: 3 fields"),
         ("file_name,text\n", "lists no pictures"),
         ("", "lists no pictures"),
     ],
@@ -321,83 +329,3 @@ def test_one_bad_caption_file_costs_its_picture_alone(tmp_path):
 )
 def test_options_out_of_range(folder, options, message):
     fails(folder, message, **options)
-
-
-# ---- size, crop, flip ------------------------------------------------------------------------
-
-
-def write_gradient(folder, width, height):
-    """Red counts the columns, green the rows: a pixel tells where it came from."""
-    image = Image.new("RGB", (width, height))
-    image.putdata([(x, y, 0) for y in range(height) for x in range(width)])
-    image.save(folder / "a.png")
-    write_jsonl(folder, row("a.png"))
-
-
-@pytest.mark.parametrize(("width", "height", "left", "top"), [(20, 8, 6, 0), (8, 13, 0, 2)])
-@pytest.mark.parametrize("crop", ["center", "random"])
-def test_an_example_is_the_middle_square_whatever_the_crop(
-    tmp_path, width, height, left, top, crop
-):
-    write_gradient(tmp_path, width, height)
-    image = load(tmp_path, crop=crop, flip=True)[0]["image"]
-    red, green = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="xy")
-    torch.testing.assert_close(image[0].int(), (red + left).int())
-    torch.testing.assert_close(image[1].int(), (green + top).int())
-
-
-def test_random_crop_reaches_every_window_and_stays_inside(tmp_path):
-    write_gradient(tmp_path, 12, 8)
-    dataset = load(tmp_path, crop="random")
-    generator = torch.Generator().manual_seed(0)
-    lefts = set()
-    for _ in range(100):
-        image = dataset.augment(0, generator)["image"]
-        assert image.shape == (3, 8, 8)
-        torch.testing.assert_close(image[0, 0].int(), torch.arange(8).int() + int(image[0, 0, 0]))
-        lefts.add(int(image[0, 0, 0]))
-    assert lefts == {0, 1, 2, 3, 4}
-
-
-def test_flip_mirrors_half_of_the_visits(tmp_path):
-    write_gradient(tmp_path, 8, 8)
-    dataset = load(tmp_path, flip=True)
-    plain = dataset[0]["image"]
-    generator = torch.Generator().manual_seed(0)
-    flipped = 0
-    for _ in range(400):
-        image = dataset.augment(0, generator)["image"]
-        mirrored = not torch.equal(image, plain)
-        torch.testing.assert_close(image, plain.flip(-1) if mirrored else plain)
-        flipped += mirrored
-    assert 160 <= flipped <= 240
-
-
-def test_a_visit_is_a_function_of_the_generator(tmp_path):
-    write_gradient(tmp_path, 40, 8)
-    dataset = load(tmp_path, crop="random", flip=True)
-    assert isinstance(dataset, Augmented)
-
-    def visits(seed):
-        generator = torch.Generator().manual_seed(seed)
-        return torch.stack([dataset.augment(0, generator)["image"] for _ in range(8)])
-
-    torch.testing.assert_close(visits(3), visits(3))
-    assert not torch.equal(visits(3), visits(4))
-
-
-def test_examples_are_copies_and_indices_are_checked(folder):
-    dataset = load(folder)
-    dataset[0]["image"].zero_()
-    assert int(dataset[0]["image"].max()) == 30
-    assert dataset[-1]["id"] == "sub/c.png"
-    torch.testing.assert_close(dataset[-1]["image"], dataset[2]["image"])
-    with pytest.raises(IndexError):
-        dataset[3]
-
-
-def test_limit_takes_the_first_usable_ones(folder):
-    (folder / "a.png").write_bytes(b"")
-    dataset = load(folder, limit=1)
-    assert ids(dataset) == ["b.png"]
-    assert [s.path for s in dataset.skipped] == ["a.png"]
