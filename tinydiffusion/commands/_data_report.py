@@ -1,0 +1,163 @@
+"""What `tinydiffusion data` tells of the sets that it has scanned."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from tinydiffusion.build import SURVEYED, build_text_encoder, spread
+from tinydiffusion.commands._pictures import save_labelled_grid
+from tinydiffusion.datasets._captions import shown
+from tinydiffusion.datasets._packed import describe
+from tinydiffusion.datasets._scan import Sample, Scan
+from tinydiffusion.durable import replace_file
+from tinydiffusion.errors import DiskError
+
+SHEET = 64  # pictures of the contact sheet
+SHEET_CAPTION = 100  # characters
+LISTED = 5  # groups that are printed; the JSON file has all
+CHUNK = 1000  # captions that are tokenized at once
+
+Scans = Mapping[str, Scan]  # by split
+Group = list[tuple[str, str]]  # split and path of pictures whose prepared pixels are the same
+
+
+def describe_scan(split: str, scan: Scan) -> str:
+    """How many pictures load, what is skipped and why, sizes, and notes, in lines."""
+    total = len(scan.samples) + len(scan.skipped)
+    lines = [f"{split}: {len(scan.samples)} of {total} pictures load"]
+    if scan.skipped:
+        lines.append(f"  skipped: {describe(scan.skipped)}")
+    lines.append(f"  sizes: {_describe_sizes(scan.samples)}")
+    lines += [f"  note: {count} x {note}" for note, count in count_notes([scan]).items()]
+    return "\n".join(map(shown, lines))
+
+
+def count_notes(scans: Iterable[Scan]) -> dict[str, int]:
+    """Note -> how many pictures have it, the commonest first."""
+    notes = Counter(note for scan in scans for sample in scan.samples for note in sample.notes)
+    return dict(sorted(notes.items(), key=lambda item: (-item[1], item[0])))
+
+
+def find_groups(scans: Scans) -> tuple[list[Group], list[Group]]:
+    """Pictures with the same pixels: within a split, and in several splits."""
+    places: defaultdict[str, Group] = defaultdict(list)
+    for split, scan in scans.items():
+        for sample in scan.samples:
+            places[sample.sha256].append((split, sample.id))
+    duplicates: list[Group] = []
+    shared: list[Group] = []
+    for group in places.values():
+        by_split = [[place for place in group if place[0] == split] for split in scans]
+        duplicates += [part for part in by_split if len(part) > 1]
+        shared += [group] if sum(map(bool, by_split)) > 1 else []
+    return duplicates, shared
+
+
+def describe_groups(what: str, groups: Sequence[Group]) -> str:
+    """How many groups there are, and the first ones."""
+    lines = [f"{what}: {len(groups)} groups" if groups else f"{what}: none"]
+    for group in groups[:LISTED]:
+        names = " = ".join(f"{split}/{path}" for split, path in group[:LISTED])
+        lines.append(shown(f"  {names}{' ...' if len(group) > LISTED else ''}"))
+    if len(groups) > LISTED:
+        lines.append(f"  ... and {len(groups) - LISTED} more")
+    return "\n".join(lines)
+
+
+def describe_captions(scans: Scans, section: dict[str, Any]) -> str:
+    """Lengths in tokens of the text encoder, which learns its words from the first split."""
+    first = next(iter(scans.values())).samples
+    learned = [text for i in spread(len(first), SURVEYED) for text in _captions(first[i])]
+    encoder = build_text_encoder(section, learned)
+    texts = [t for scan in scans.values() for sample in scan.samples for t in _captions(sample)]
+    lengths: list[int] = []
+    cut = 0
+    for start in range(0, len(texts), CHUNK):
+        tokens = encoder.tokenize(texts[start : start + CHUNK])
+        lengths += tokens.mask.sum(dim=1).tolist()
+        cut += tokens.num_truncated
+    lengths.sort()
+    median, most = lengths[len(lengths) // 2], lengths[int(0.95 * (len(lengths) - 1))]
+    return (
+        f"captions: {len(texts)}, in tokens of {section['name']}: median {median}, 95 % up to "
+        f"{most}, longest {lengths[-1]}; {cut} are cut to {encoder.max_length}"
+    )
+
+
+def save_json(
+    file: Path, scans: Scans, duplicates: Sequence[Group], shared: Sequence[Group]
+) -> None:
+    """Write every sample and every skipped file; the same sets give the same bytes."""
+    several = len(scans) > 1
+
+    def place(split: str, path: str) -> dict[str, str]:
+        return {"split": split, "path": path} if several else {"path": path}
+
+    report = {
+        "samples": [
+            {
+                **place(split, sample.id),
+                "caption": sample.caption,
+                "width": sample.width,
+                "height": sample.height,
+            }
+            for split, scan in scans.items()
+            for sample in scan.samples
+        ],
+        "skipped": [
+            {**place(split, item.path), "reason": item.reason}
+            for split, scan in scans.items()
+            for item in scan.skipped
+        ],
+        "notes": count_notes(scans.values()),
+        "duplicates": [[place(*member) for member in group] for group in duplicates],
+        "shared": [[place(*member) for member in group] for group in shared],
+    }
+    try:  # names that are not Unicode are written as escaped half characters
+        replace_file(file, (json.dumps(report, indent=1) + "\n").encode())
+    except OSError as error:
+        raise DiskError(f"cannot write {file}: {error.strerror}") from error
+
+
+def save_sheet(file: Path, scans: Scans) -> None:
+    """Write pictures spread over the sets as training sees them, each above its caption."""
+    samples = [(scan, index) for scan in scans.values() for index in range(len(scan.samples))]
+    chosen = [samples[i] for i in spread(len(samples), SHEET)]
+    squares = [_middle_square(scan.pixels(index)) for scan, index in chosen]
+    side = squares[0].shape[-1]  # two sets of a run may differ
+    images = torch.cat([interpolate(square[None], (side, side)) for square in squares])
+    texts = [_captions(scan.samples[index])[0] for scan, index in chosen]
+    short = [t if len(t) <= SHEET_CAPTION else f"{t[:SHEET_CAPTION]}…" for t in texts]
+    try:
+        save_labelled_grid(file, images, short)
+    except OSError as error:
+        raise DiskError(f"cannot write {file}: {error.strerror}") from error
+
+
+def _describe_sizes(samples: Sequence[Sample]) -> str:
+    def name(size: tuple[int, int]) -> str:
+        return f"{size[0]}x{size[1]}"
+
+    sizes = sorted(((s.width, s.height) for s in samples), key=lambda s: (s[0] * s[1], s))
+    commonest, count = Counter(sizes).most_common(1)[0]
+    return (
+        f"{name(sizes[0])} to {name(sizes[-1])}, median {name(sizes[len(sizes) // 2])}, "
+        f"commonest {name(commonest)} ({count})"
+    )
+
+
+def _captions(sample: Sample) -> list[str]:
+    return [sample.caption] if isinstance(sample.caption, str) else sample.caption
+
+
+def _middle_square(pixels: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "C S S"]:
+    side = min(pixels.shape[1:])
+    top, left = ((length - side) // 2 for length in pixels.shape[1:])
+    return pixels[:, top : top + side, left : left + side]

@@ -1,0 +1,172 @@
+"""`tinydiffusion data`: which pictures training will see, which it will not, and why."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tinydiffusion import registry
+from tinydiffusion.build import build_dataset, build_validation
+from tinydiffusion.commands._data_report import (
+    describe_captions,
+    describe_groups,
+    describe_scan,
+    find_groups,
+    save_json,
+    save_sheet,
+)
+from tinydiffusion.config import Config, ConfigError
+from tinydiffusion.datasets._packed import PackedDataset, TooManySkippedError
+from tinydiffusion.datasets._scan import Scan
+from tinydiffusion.datasets.folder import is_set
+from tinydiffusion.protocols import Dataset
+
+Builders = dict[str, Callable[[], Dataset | None]]  # by split
+
+console = Console(highlight=False, markup=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def data(
+    paths: Sequence[Path],
+    *,
+    settings: Config | None,
+    size: int | None,
+    caption_column: str | None,
+    workers: int,
+    json_file: Path | None,
+    sheet: Path | None,
+) -> int:
+    """0 once the sets are scanned: each is built as training builds it, and told about.
+
+    Args:
+        paths: One set each, or several in sub-folders; none takes those of `settings`.
+        settings: A run, whose options of the data set and text encoder are taken.
+        size: See the data sets; None leaves what `settings` or they themselves say.
+        caption_column: Likewise.
+        workers: Threads that decode.
+        json_file: Where to write all samples and all that is skipped.
+        sheet: Where to write a contact sheet.
+
+    Raises:
+        ValueError: no such set, no usable picture in one, broken metadata, or a file that cannot
+            be written.
+    """
+    _check_writable(json_file, sheet)
+    own = {"size": size, "caption_column": caption_column, "workers": workers}
+    options = {name: value for name, value in own.items() if value is not None}
+    if paths:
+        builders = _builders_of(paths, settings, options)
+    else:
+        assert settings is not None, "the command line asks for paths or a config"
+        builders = _builders_of_run(settings, options)
+    results = {split: _scan(split, build) for split, build in builders.items()}
+    scans = {split: scan for split, (scan, _) in results.items()}
+    for split, scan in scans.items():
+        console.print(describe_scan(split, scan))
+    duplicates, shared = find_groups(scans)
+    console.print(describe_groups("duplicates (the same pixels again)", duplicates))
+    if len(scans) > 1:
+        console.print(describe_groups("pictures shared between sets", shared))
+    encoder = {"name": "clip"} if settings is None else settings.text_encoder
+    console.print(describe_captions(scans, encoder))
+    if json_file is not None:
+        save_json(json_file, scans, duplicates, shared)
+    if sheet is not None:
+        save_sheet(sheet, scans)
+    for _, refusal in results.values():
+        if refusal:
+            errors.print(f"warning: training would refuse this: {refusal}")
+    return 0
+
+
+def _check_writable(json_file: Path | None, sheet: Path | None) -> None:
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise ConfigError(f"--sheet {sheet} must end in .png")
+    for flag, file in (("--json", json_file), ("--sheet", sheet)):
+        if file is None:
+            continue
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{flag} {file} cannot be written: {error.strerror}") from error
+        if file.is_dir() or not os.access(file.parent, os.W_OK):
+            raise ConfigError(f"{flag} {file} cannot be written: a folder, or in a closed one")
+
+
+# ---- which sets ------------------------------------------------------------------------------
+
+
+def _builders_of(
+    paths: Sequence[Path], settings: Config | None, options: dict[str, Any]
+) -> Builders:
+    folders = [part for path in paths for part in _splits(path)]
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = list(map(str, folders))
+    if len(set(names)) < len(names):
+        raise ConfigError(f"a set is named twice: {', '.join(names)}")
+    builders: Builders = {}
+    for name, folder in zip(names, folders, strict=True):
+        section = _section(folder, settings, options)
+        builders[name] = lambda section=section: build_dataset(section)
+    return builders
+
+
+def _splits(path: Path) -> list[Path]:
+    """The folder's sub-folders where these hold pictures and it does not; else itself."""
+    if not path.is_dir() or _is_shards(path) or is_set(path):
+        return [path]
+    folders = [sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith(".")]
+    splits = [folder for folder in folders if is_set(folder)]
+    # The first split's captions are those that the text encoder learns its words from.
+    return sorted(splits, key=lambda folder: (folder.name != "train", folder.name)) or [path]
+
+
+def _is_shards(path: Path) -> bool:
+    return ".tar" in path.name or (path.is_dir() and any(path.glob("*.tar*")))
+
+
+def _section(path: Path, settings: Config | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The `dataset` section of a path: the run's where that reads such sets, too."""
+    name = "tar" if _is_shards(path) else "folder"
+    same = settings is not None and settings.dataset["name"] == name
+    base = settings.dataset if settings is not None and same else {"name": name}
+    return {**base, **_fitting(name, options), "path": str(path)}
+
+
+def _fitting(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options without `workers` where the data set decides on them itself."""
+    takes_workers = registry.takes(registry.load("dataset", name), "workers")
+    return {k: v for k, v in options.items() if k != "workers" or takes_workers}
+
+
+def _builders_of_run(settings: Config, options: dict[str, Any]) -> Builders:
+    dataset = {**settings.dataset, **_fitting(settings.dataset["name"], options)}
+    builders: Builders = {"train": lambda: build_dataset(dataset)}
+    if settings.validation is not None:
+        name = settings.validation.get("name", dataset["name"])
+        validation = {**settings.validation, **_fitting(name, options)}
+        run = dataclasses.replace(settings, dataset=dataset, validation=validation)
+        builders["validation"] = lambda: build_validation(run)
+    return builders
+
+
+def _scan(split: str, build: Callable[[], Dataset | None]) -> tuple[Scan, str]:
+    """What is in the set, and why training would refuse it, if it would.
+
+    Raises:
+        ValueError: the set is broken, or nothing of it can be used.
+    """
+    try:
+        dataset = build()
+    except TooManySkippedError as error:
+        if not error.scan.samples:
+            raise
+        return error.scan, str(error)
+    if not isinstance(dataset, PackedDataset):
+        raise ConfigError(f"the {split} set is not read from picture files; nothing to scan")
+    return dataset.scan, ""
