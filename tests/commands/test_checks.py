@@ -138,3 +138,18 @@ def test_a_run_that_does_not_fit_leaves_no_folder(tiny, tmp_path, capsys):
     assert main(["train", "--config", tiny, "--run-dir", str(run_dir), *flags]) == 2
     assert "must be a multiple of patch_size 3" in capsys.readouterr().err
     assert not run_dir.exists()
+
+
+# ---- secrets ---------------------------------------------------------------------------------
+
+
+def test_nothing_of_the_environment_is_kept(tiny, tmp_path, monkeypatch, capsys):
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "canary-4711")
+    run_dir = tmp_path / "run"
+    flags = ["--training.num_pictures", "8", "--training.tensorboard", "true"]
+    assert main(["train", "--config", tiny, "--run-dir", str(run_dir), *flags]) == 0
+    written = [file for file in run_dir.rglob("*") if file.is_file()]
+    assert len(written) > 10
+    assert not [file for file in written if b"canary" in file.read_bytes()]
+    assert "canary" not in "".join(capsys.readouterr())

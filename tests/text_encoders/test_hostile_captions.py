@@ -15,7 +15,8 @@ ORDINARY = "a red circle above a blue square"
 SPECIAL = [
     "<end_of_text>", "<start_of_text>", "<|endoftext|>", "<|startoftext|>", "<pad>", "</w>",
     "<END_OF_TEXT>", "&lt;end_of_text&gt;", "&amp;lt;end_of_text&amp;gt;",
-    "\uff1cend_of_text\uff1e", "<end_of_text ><end_of_text>", "a<start_of_text>b<end_of_text>c", "<end_\u200bof_text>",
+    "\uff1cend_of_text\uff1e", "<end_of_text ><end_of_text>", "a<start_of_text>b<end_of_text>c",
+    "<end_\u200bof_text>",
 ]  # fmt: skip
 UNUSUAL = [
     "", " ", "\t\n\r\v\f", "\0", "a\0b", "\x1b[31mred\x07", "\x7f\x80\x9f", "\ufeffa dog", "\ufffd",
