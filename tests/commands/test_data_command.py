@@ -1,7 +1,9 @@
 """Proves that `tinydiffusion data` tells what training will see of a set, and what it will not."""
 
+import io
 import json
 import os
+import sys
 import tarfile
 
 import numpy as np
@@ -160,6 +162,15 @@ def test_names_and_captions_that_are_no_text_travel_through_the_file(tmp_path, s
     assert report["samples"][1]["caption"] == "half \ufffd"
     assert report["skipped"][0]["path"] == os.fsdecode(b"\xff.png")
     assert "(first \\udcff.png)" in printed.out
+
+
+def test_a_terminal_that_knows_few_letters_is_no_obstacle(tmp_path, monkeypatch):
+    root = fill(tmp_path / "\u05e2", ["a.png"])
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii"))
+    assert main(["data", str(root), "--size", "8"]) == 0
+    sys.stdout.flush()
+    assert printed.getvalue().startswith(b"\\u05e2: 1 of 1 pictures load")
 
 
 # ---- config, sheet ---------------------------------------------------------------------------

@@ -96,3 +96,15 @@ def test_a_caption_of_ten_megabytes_costs_its_picture_alone(tmp_path, kind):
     dataset = load(tmp_path)
     assert ids(dataset) == ["b.png"]
     assert dataset.skipped == [("a.png", "with a caption over 10000 characters")]
+
+
+def test_linked_folders_are_not_followed_but_told(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "more").mkdir()
+    for name in ("set/a", "set/b", "more/c"):
+        save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "set/more").symlink_to("../more")
+    dataset = load(tmp_path / "set")
+    assert ids(dataset) == ["a.png", "b.png"]
+    assert dataset.skipped == [("more", "a linked folder")]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,13 @@ def data(
     results = {split: _scan(split, build) for split, build in builders.items()}
     scans = {split: scan for split, (scan, _) in results.items()}
     for split, scan in scans.items():
-        console.print(describe_scan(split, scan))
+        _say(describe_scan(split, scan))
     duplicates, shared = find_groups(scans)
-    console.print(describe_groups("duplicates (the same pixels again)", duplicates))
+    _say(describe_groups("duplicates (the same pixels again)", duplicates))
     if len(scans) > 1:
-        console.print(describe_groups("pictures shared between sets", shared))
+        _say(describe_groups("pictures shared between sets", shared))
     encoder = {"name": "clip"} if settings is None else settings.text_encoder
-    console.print(describe_captions(scans, encoder))
+    _say(describe_captions(scans, encoder))
     if json_file is not None:
         save_json(json_file, scans, duplicates, shared)
     if sheet is not None:
@@ -95,6 +96,12 @@ def _check_writable(json_file: Path | None, sheet: Path | None) -> None:
             raise ConfigError(f"{flag} {file} cannot be written: {error.strerror}") from error
         if file.is_dir() or not os.access(file.parent, os.W_OK):
             raise ConfigError(f"{flag} {file} cannot be written: a folder, or in a closed one")
+
+
+def _say(text: str) -> None:
+    """Print it, whatever letters standard output can show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    console.print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 # ---- which sets ------------------------------------------------------------------------------

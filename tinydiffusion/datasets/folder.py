@@ -96,11 +96,12 @@ def is_set(root: Path) -> bool:
 
 
 def _list_names(root: Path) -> set[str]:
-    """Relative posix paths of all files, and of folders that are named like a picture."""
+    """Relative posix paths of files, linked folders and folders that are named like a picture."""
     names: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        listed = files + [name for name in folders if is_picture_name(name)]
+        links = (name for name in folders if Path(folder, name).is_symlink())
+        listed = [*files, *links, *filter(is_picture_name, folders)]
         relative = Path(folder).relative_to(root)
         names.update((relative / name).as_posix() for name in listed if not name.startswith("."))
     return names
@@ -136,8 +137,10 @@ def _with_sidecars(root: Path, names: set[str]) -> list[Found | Skipped]:
     found = [_with_sidecar(root, name, names) for name in pictures]
     if not any(isinstance(picture, Skipped) or picture.caption for picture in found):
         raise ValueError(f"no captions in {root}{_hint(names)}; accepted are: {LAYOUTS}")
+    others = {name for name in names if PurePosixPath(name).suffix not in SIDECARS} - {*pictures}
+    links = (Skipped(name, "a linked folder") for name in others if (root / name).is_dir())
     unread = (Skipped(name, f"metadata not read: {hint}") for name, hint in _near_metadata(names))
-    return [*found, *unread]
+    return [*found, *links, *unread]
 
 
 def _with_sidecar(root: Path, name: str, names: set[str]) -> Found | Skipped:
