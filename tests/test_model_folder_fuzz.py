@@ -30,6 +30,14 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
+def opened(folder: Path) -> tuple[TextToImage | None, str]:
+    """The model, or why there is none."""
+    try:
+        return TextToImage.from_pretrained(folder), ""
+    except ModelFolderError as error:
+        return None, str(error)
+
+
 def check(folder: Path, name: str, data: bytes, *, sealed: bool) -> None:
     """With the file's bytes replaced, the folder is refused in one line or opens."""
     with tempfile.TemporaryDirectory() as place:
@@ -37,12 +45,11 @@ def check(folder: Path, name: str, data: bytes, *, sealed: bool) -> None:
         (copy / name).write_bytes(data)
         if sealed and name != INDEX:
             seal(copy)
-        try:
-            model = TextToImage.from_pretrained(copy)
-        except ModelFolderError as error:
-            assert str(error).isprintable()
-            assert len(str(error)) < 1000
-            return
+        model, message = opened(copy)
+    assert message.isprintable()
+    assert len(message) < 1000
+    if model is None:
+        return
     assert data == contents(folder)[name] or sealed or name == INDEX
     weights = [*model.network.state_dict().values(), *model.text_encoder.state_dict().values()]
     assert all(torch.isfinite(tensor).all() for tensor in weights)

@@ -198,6 +198,12 @@ def _count(text: str) -> int:
     return number
 
 
+def _positive(text: str) -> float:
+    if not 0 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return number
+
+
 def _sampling_overrides(known: argparse.Namespace) -> dict[str, Any]:
     values = {name: getattr(known, name) for name in SAMPLING_FLAGS}
     return {name: value for name, value in values.items() if value is not None}
@@ -225,6 +231,10 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples", type=Path, metavar="DIR",
         help="Keep a model's pictures there; what is there already is not made again.",
     )  # fmt: skip
+    add(
+        "--hang-minutes", type=_positive, metavar="X",
+        help="End when nothing has moved for so long; default: never.",
+    )  # fmt: skip
     add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
     add("--batch-size", type=_count, default=64, metavar="N", help="Default 64; alters no picture.")
     _sampling_arguments(parser)
@@ -248,6 +258,7 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         overrides=_sampling_overrides(known),
         device=known.device,
         precision=known.precision,
+        hang_minutes=known.hang_minutes,
         trust_plugins=known.trust_plugins,
     )
 

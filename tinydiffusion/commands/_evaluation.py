@@ -4,7 +4,7 @@ import json
 import math
 import platform
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -85,38 +85,45 @@ def evaluate_pipeline(
     """
     prompts = evaluation_prompts(reference, num_images)
     images = pipeline.generate_batches(prompts, seed=seed, **options)
-    return evaluate_pictures(evaluators, images, prompts, reference)
-
-
-def evaluate_pictures(
-    evaluators: Mapping[str, Evaluator],
-    images: Iterable[UInt8[Tensor, "N C H W"]],
-    prompts: Sequence[str],
-    reference: Dataset,
-) -> list[dict[str, Any]]:
-    """Report rows of pictures in batches, picture i being the answer to prompt i."""
-    generated = generated_batches(images, prompts)
-    total = max(len(prompts), MIN_REFERENCE)
-    return run(evaluators, generated, picture_batches("reference", reference, total))
+    total = max(num_images, MIN_REFERENCE)
+    return run(
+        evaluators,
+        generated_batches(images, prompts),
+        picture_batches("reference", reference, total),
+    )
 
 
 def run(
     evaluators: Mapping[str, Evaluator],
     generated: Iterable[EvalBatch],
     reference: Iterable[EvalBatch],
+    beat: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Report rows of all evaluators; each sees only the sources that it needs.
 
     An evaluator that raises has one row with `value` None and an `error`; the others go on.
+
+    Args:
+        evaluators: By name.
+        generated: Made pictures.
+        reference: Real ones.
+        beat: Called whenever something has moved, see `training/watchdog.py`.
     """
     errors: dict[str, str] = {}
     for source, batches in (("generated", generated), ("reference", reference)):
         wanting = {name: e for name, e in evaluators.items() if source in e.needs}
-        for batch in batches if wanting.keys() - errors.keys() else ():
-            for name in wanting.keys() - errors.keys():
+        for batch in batches if wanting else ():
+            if not (well := [name for name in wanting if name not in errors]):
+                break
+            for name in well:
                 with _isolated(name, errors):
                     wanting[name].update(batch)
-    return [row for name, evaluator in evaluators.items() for row in _rows(name, evaluator, errors)]
+                beat()
+    rows = []
+    for name, evaluator in evaluators.items():
+        rows += _rows(name, evaluator, errors)
+        beat()
+    return rows
 
 
 def _rows(name: str, evaluator: Evaluator, errors: dict[str, str]) -> list[dict[str, Any]]:
@@ -125,7 +132,6 @@ def _rows(name: str, evaluator: Evaluator, errors: dict[str, str]) -> list[dict[
         with _isolated(name, errors):
             provenance = evaluator.provenance()
             rows = [report_row(score, name, provenance) for score in evaluator.compute()]
-            json.dumps(rows)  # what is no JSON raises here, not when the report is written
     if name in errors:
         failed = report_row(Score(name, math.nan, 0), name, {})
         return [{**failed, "error": errors[name]}]
@@ -146,17 +152,21 @@ def _isolated(name: str, errors: dict[str, str]) -> Iterator[None]:
 
 def report_row(score: Score, evaluator: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """One row of a report, JSON-able: numbers that are not finite become None and are named."""
-    row = score._asdict()
-    row["ci95"] = None if score.ci95 is None else list(score.ci95)
-    row |= {"evaluator": evaluator, "provenance": dict(provenance)}
-    lost = [key for key, value in row.items() if finite(value) != value]
-    row["warnings"] = [
-        *score.warnings,
-        *(f"{score.name}: {key} is not finite" for key in lost if key != "value"),
-    ]
-    row = {key: finite(value) for key, value in row.items()}
+    row = {**score._asdict(), "evaluator": evaluator, "provenance": dict(provenance)}
+    lost = [key for key, value in row.items() if not _is_finite(value)]
+    unfit = [f"{score.name}: {key} is not finite" for key in lost if key != "value"]
+    row = {**finite(row), "warnings": [*score.warnings, *unfit]}
     row["ci95"] = None if "ci95" in lost else row["ci95"]
     return {**row, "error": f"the value is {score.value}"} if "value" in lost else row
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether there is no NaN or infinity inside; what is no JSON at all raises TypeError."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def finite(value: Any) -> Any:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import UInt8
@@ -18,10 +18,10 @@ from tinydiffusion.build import (
     pick_device,
 )
 from tinydiffusion.commands._evaluation import (
+    MIN_REFERENCE,
     REFERENCE_BATCH,
-    evaluate_pictures,
-    evaluate_pipeline,
     evaluation_prompts,
+    generated_batches,
     picture_batches,
     print_table,
     run,
@@ -29,16 +29,26 @@ from tinydiffusion.commands._evaluation import (
 )
 from tinydiffusion.commands._pictures import own_sizes, read_picture, sample_file
 from tinydiffusion.commands._sampling import make_samples, model_sha256
-from tinydiffusion.config import ConfigError, SamplingConfig
+from tinydiffusion.config import ConfigError
 from tinydiffusion.model_folder.layout import INDEX, WEIGHTS
 from tinydiffusion.pipeline import TextToImage
-from tinydiffusion.protocols import Dataset, Evaluator, Selective
+from tinydiffusion.protocols import Dataset, EvalBatch, Evaluator, Selective
 from tinydiffusion.training.precision import Precision
+from tinydiffusion.training.watchdog import Watchdog
 
 FAILED = 1
 MAX_REFERENCE = 10**8
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Task(NamedTuple):
+    """What is measured."""
+
+    generated: Iterable[EvalBatch]
+    reference: Iterable[EvalBatch]
+    context: dict[str, Any]  # of the report
+    marks: list[str]  # warnings that concern every number
 
 
 def evaluate(
@@ -55,6 +65,7 @@ def evaluate(
     overrides: dict[str, Any],
     device: str,
     precision: Precision,
+    hang_minutes: float | None,
     trust_plugins: bool,
 ) -> int:
     """0 once every metric is printed and, with `out`, written; 1 where one of them failed."""
@@ -63,76 +74,73 @@ def evaluate(
         pipeline = TextToImage.from_pretrained(
             target, device=pick_device(device), precision=precision, trust_plugins=trust_plugins
         )
-        sampling = dataclasses.replace(pipeline.config.sampling, **overrides)
-        pipeline.prepare(sampling)  # wrong settings raise here
-        reference, marks = _reference_of_model(pipeline, data)
-        rows, context = _measure_model(
-            target,
-            pipeline,
-            evaluators,
-            reference,
-            num_images=num_images,
-            samples=samples,
-            seed=seed,
-            batch_size=batch_size,
-            sampling=sampling,
-        )
+        how = {
+            "sampling": dataclasses.replace(pipeline.config.sampling, **overrides),
+            "seed": seed,
+            "batch_size": batch_size,
+        }
+        task = _task_of_model(target, pipeline, data, num_images, samples, how)
     else:
-        unfit = [*overrides, *(["samples"] if samples else [])]
-        if unfit:
+        if unfit := [*overrides, *(["samples"] if samples else [])]:
             raise ConfigError(f"{target} holds samples, not a model: leave out {', '.join(unfit)}")
-        rows, context, marks = _measure_samples(target, evaluators, data, num_images)
-    rows = [{**row, "warnings": [*row["warnings"], *marks]} for row in rows]
+        task = _task_of_samples(target, evaluators, data, num_images)
+    with Watchdog(None if hang_minutes is None else 60 * hang_minutes) as watchdog:
+        rows = run(evaluators, task.generated, task.reference, watchdog.beat)
+    rows = [{**row, "warnings": [*row["warnings"], *task.marks]} for row in rows]
     if out is not None:
-        write_report(out, rows, {"target": str(target), "data": data, **context})
+        write_report(out, rows, {"target": str(target), "data": data, **task.context})
         console.print(f"report in {out}")
     print_table(rows, str(target))
     return FAILED if any("error" in row for row in rows) else 0
 
 
-def _measure_model(
+def _task_of_model(
     target: Path,
     pipeline: TextToImage,
-    evaluators: dict[str, Evaluator],
-    reference: Dataset,
-    *,
+    data: str | None,
     num_images: int,
     samples: Path | None,
-    seed: int,
-    batch_size: int,
-    sampling: SamplingConfig,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Report rows and context of a model; with `samples`, its pictures are kept there."""
+    how: dict[str, Any],
+) -> _Task:
+    """Pictures of the reference's captions; with `samples` they are kept there."""
+    pipeline.prepare(how["sampling"])  # wrong settings raise here
+    reference, marks = _reference_of_model(pipeline, data)
+    prompts = evaluation_prompts(reference, num_images)
+    if samples is None:
+        images = pipeline.generate_batches(prompts, **how)
+    else:
+        sha256 = model_sha256(target)
+        make_samples(samples, pipeline, prompts, model=sha256, console=console, **how)
+        images = _saved(samples, num_images)
     weights = (target / "network" / WEIGHTS).read_bytes()
-    context: dict[str, Any] = {
+    context = {
         "kind": "model",
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "sampling": dataclasses.asdict(sampling),
-        "seed": seed,
+        "sampling": dataclasses.asdict(how["sampling"]),
+        "seed": how["seed"],
         "reference": _about(reference),
     }
-    how: dict[str, Any] = {"seed": seed, "sampling": sampling, "batch_size": batch_size}
-    if samples is None:
-        rows = evaluate_pipeline(pipeline, evaluators, reference, num_images=num_images, **how)
-        return rows, context
-    prompts = evaluation_prompts(reference, num_images)
-    make_samples(samples, pipeline, prompts, model=model_sha256(target), console=console, **how)
-    return evaluate_pictures(evaluators, _saved(samples, num_images), prompts, reference), context
+    total = max(num_images, MIN_REFERENCE)
+    others = picture_batches("reference", reference, total)
+    return _Task(generated_batches(images, prompts), others, context, marks)
 
 
-def _measure_samples(
+def _task_of_samples(
     folder: Path, evaluators: dict[str, Evaluator], data: str | None, num_images: int
-) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
-    """Report rows, context and remarks of a folder of samples."""
+) -> _Task:
     samples, size = _samples(folder, num_images)
-    reference, marks = _reference_of_samples(evaluators, data, size)
     context: dict[str, Any] = {"kind": "samples", "samples": _about(samples)}
-    if reference is not None:
+    generated, others, marks = picture_batches("generated", samples), (), []
+    needing = [name for name, e in evaluators.items() if "reference" in e.needs]
+    if data is not None:
+        reference, marks = _reference_folder(data, size)
         context["reference"] = _about(reference)
+        others = picture_batches("reference", reference)
+    elif needing:
+        raise ConfigError(f"{needing[0]} compares with real pictures; name them with --data")
     if len(samples) < num_images:
         marks.append(f"{folder} holds {len(samples)} samples, {num_images} were asked for")
-    others = picture_batches("reference", reference) if reference is not None else ()
-    return run(evaluators, picture_batches("generated", samples), others), context, marks
+    return _Task(generated, others, context, marks)
 
 
 def _reference_of_model(pipeline: TextToImage, data: str | None) -> tuple[Dataset, list[str]]:
@@ -181,17 +189,6 @@ def _samples(folder: Path, limit: int) -> tuple[Dataset, int]:
     if isinstance(samples, Selective) and (skipped := samples.describe_skipped()):
         raise ConfigError(f"{folder}: every sample counts, but some are unusable: {skipped}")
     return samples, size
-
-
-def _reference_of_samples(
-    evaluators: dict[str, Evaluator], data: str | None, size: int
-) -> tuple[Dataset | None, list[str]]:
-    needing = [name for name, e in evaluators.items() if "reference" in e.needs]
-    if data is not None:
-        return _reference_folder(data, size)
-    if needing:
-        raise ConfigError(f"{needing[0]} compares with real pictures; name them with --data")
-    return None, []
 
 
 def _saved(folder: Path, count: int) -> Iterator[UInt8[Tensor, "N 3 H W"]]:
