@@ -54,6 +54,13 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what `replace_file` has left in a folder where it was killed."""
+    for unfinished in folder.glob(".tmp-*"):
+        if unfinished.is_file():
+            unfinished.unlink()
+
+
 @contextlib.contextmanager
 def naming_disk_errors(folder: Path, needed: int, *, all_errors: bool = False) -> Iterator[None]:
     """Turns an operating system's refusal to write inside the `with` into a DiskError.

@@ -153,7 +153,7 @@ def test_waiting_has_an_end(monkeypatch):
     start = time.monotonic()
     with warnings.catch_warnings(action="ignore"), pytest.raises(DiskFullError, match="needed"):
         patiently(write, seconds=0.3, interrupted=lambda: False)
-    assert 0.3 <= time.monotonic() - start < 3
+    assert 0.3 <= time.monotonic() - start < 60
     write, calls = failing(1000)
     with pytest.raises(DiskFullError):  # a signal ends it at once, and 0 never waits
         patiently(write, seconds=1000.0, interrupted=lambda: True)
@@ -182,7 +182,7 @@ def test_a_read_only_folder_is_found_before_the_first_step(tmp_path):
 def test_a_file_in_the_way_is_found_before_the_first_step(tmp_path):
     (tmp_path / "checkpoints").write_text("not a folder")
     run = trainer(tmp_path)
-    with pytest.raises(DiskError, match=r"cannot write a checkpoint in .*checkpoints: File exists"):
+    with pytest.raises(DiskError, match=r"cannot write in .*checkpoints: File exists"):
         run.train()
     assert run.step == 0
 

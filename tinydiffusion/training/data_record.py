@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tinydiffusion.durable import replace_file
+from tinydiffusion.durable import make_folder, replace_file, sweep
 
 Fingerprints = Mapping[str, str]
 """Example id -> fingerprint of its content, in the data set's order."""
@@ -20,13 +20,14 @@ def save_record(run_dir: Path, fingerprints: Fingerprints) -> None:
     """Write `data/<digest>.json`, unless it is there; a checkpoint keeps the digest only."""
     file = _file(run_dir, digest(fingerprints))
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
+        sweep(file.parent)
         replace_file(file, _json(fingerprints))
 
 
-def describe_change(run_dir: Path, before: str, fingerprints: Fingerprints) -> str:
+def describe_change(run_dir: Path, before: str | None, fingerprints: Fingerprints) -> str:
     """What became of the examples since the digest was `before`: counts, and the first of each."""
-    file = _file(run_dir, before)
+    file = _file(run_dir, str(before))
     try:
         content = file.read_bytes()
     except OSError:

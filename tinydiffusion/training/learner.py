@@ -128,20 +128,28 @@ class Learner:
         """Take over what a checkpoint has learned.
 
         Raises:
-            CheckpointError: its tensors have other names or shapes, which it names; or other
-                parameters were trained by Muon.
+            CheckpointError: its tensors have other names, shapes or types, which it names, the
+                optimizer's included.
         """
-        changed = difference(_shapes(checkpoint.model), _shapes(self.parameters))
-        if changed:
-            lines = [f"{name}: {shapes}" for name, shapes in changed.items()]
-            raise CheckpointError("\n  ".join(["the checkpoint is of another model:", *lines]))
+        optimizer = self.optimizer.expected_state(checkpoint.optimizer.keys())
+        for part, saved, present in (
+            ("model", checkpoint.model, self.parameters),
+            ("average (EMA)", checkpoint.ema, self.ema.weights),
+            ("optimizer (muon_modules?)", checkpoint.optimizer, optimizer),
+        ):
+            if changed := difference(_kinds(saved), _kinds(present)):
+                lines = [f"{name}: {kinds}" for name, kinds in changed.items()]
+                raise CheckpointError(
+                    "\n  ".join([f"the checkpoint is of another {part}:", *lines])
+                )
         for name, parameter in self.parameters.items():
             parameter.copy_(checkpoint.model[name])
         self.ema.load(checkpoint.ema, checkpoint.state["ema_updates"])
         self.optimizer.load_named_state(checkpoint.optimizer)
-        if self.optimizer.named_state().keys() != checkpoint.optimizer.keys():
-            raise CheckpointError("the checkpoint's parameters had other optimizers (muon_modules)")
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    return {
+        name: [*tensor.shape, str(tensor.dtype).removeprefix("torch.")]
+        for name, tensor in tensors.items()
+    }

@@ -1,6 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal before each update."""
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import torch
 from jaxtyping import Float
@@ -48,11 +49,14 @@ class GuardedMuon:
         """Every tensor of the state as `<parameter name>/momentum`."""
         return {f"{name}/momentum": buffer for name, buffer in self.buffers.items()}
 
+    def expected_state(self, names: AbstractSet[str]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Tensors like those of the state: all of them, whatever the names."""
+        return self.named_state()
+
     def load_named_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `named_state` returned."""
         for name, buffer in self.buffers.items():
-            if f"{name}/momentum" in tensors:
-                buffer.copy_(tensors[f"{name}/momentum"])
+            buffer.copy_(tensors[f"{name}/momentum"])
 
     def _stepped(
         self, weights: Float[Tensor, "N R C"], momentum: Float[Tensor, "N R C"], rate: float

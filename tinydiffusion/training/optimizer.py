@@ -1,6 +1,7 @@
 """The optimizer: AdamW, and Muon for the matrices of the modules that are named for it."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 from jaxtyping import Float
@@ -56,6 +57,10 @@ class Optimizer:
         """Every tensor of the state as `<parameter name>/<state name>`."""
         return {k: v for _, part in self.parts for k, v in part.named_state().items()}
 
+    def expected_state(self, names: AbstractSet[str]) -> dict[str, Tensor]:
+        """Tensors like those of the state that has these names, of parameters that were updated."""
+        return {k: v for _, part in self.parts for k, v in part.expected_state(names).items()}
+
     def load_named_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `named_state` returned, in the memory layout of the parameters."""
         for _, part in self.parts:
@@ -103,14 +108,21 @@ class GuardedAdamW(torch.optim.AdamW):
             for key, value in self.state[parameter].items()
         }
 
+    def expected_state(self, names: AbstractSet[str]) -> dict[str, Tensor]:
+        """The step and both moments of every parameter that has any of them among the names."""
+        expected = {}
+        for name, parameter in self.parameters_by_name.items():
+            likes = dict(step=self.found_inf, exp_avg=parameter, exp_avg_sq=parameter)
+            state = {f"{name}/{key}": like for key, like in likes.items()}
+            expected |= state if names & state.keys() else {}
+        return expected
+
     def load_named_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `named_state` returned, in the memory layout of the parameters."""
-        for name, parameter in self.parameters_by_name.items():
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if f"{name}/{key}" in tensors:
-                    value = tensors[f"{name}/{key}"]
-                    like = torch.empty_like(parameter if key != "step" else self.found_inf)
-                    self.state[parameter][key] = like.copy_(value)
+        for key, like in self.expected_state(tensors.keys()).items():
+            name, _, kind = key.rpartition("/")
+            state = self.state[self.parameters_by_name[name]]
+            state[kind] = torch.empty_like(like).copy_(tensors[key])
 
 
 def _linear_weights(module: nn.Module, name: str) -> list[str]:

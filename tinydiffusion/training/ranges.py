@@ -1,8 +1,23 @@
-"""Which numbers a trainer takes."""
+"""Which numbers a trainer takes, and what its checkpoints' state is made of."""
 
 from collections.abc import Callable, Mapping
 from math import isfinite
+from pathlib import Path
 from typing import Any
+
+from tinydiffusion.registry import fits
+from tinydiffusion.training.checkpoint import CheckpointError
+
+COUNTERS = ("pictures_seen", "step", "skipped_steps", "loss_spikes", "rollbacks", "data_offset")
+"""Attributes of a trainer that travel in its checkpoints."""
+STATE: dict[str, Any] = {
+    **dict.fromkeys((*COUNTERS, "ema_updates"), int),
+    "seconds": float,
+    "hooked_at": list[int],
+    "spikes": dict[str, Any],
+    "identity": dict[str, Any],
+}
+"""Entry of a checkpoint's state -> its type."""
 
 
 def _finite_and(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
@@ -37,3 +52,11 @@ def check_ranges(values: Mapping[str, Any]) -> None:
     for name, (allowed, holds) in RANGES.items():
         if not holds(values[name]):
             raise ValueError(f"{name} must be {allowed}, got {values[name]}")
+
+
+def check_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where an entry of STATE is missing or of another type."""
+    for name, kind in STATE.items():
+        if name not in state or not fits(state[name], kind):
+            told = f"{state[name]!r:.40}" if name in state else "nothing"
+            raise CheckpointError(f"{path} is of another kind of run: {name} is {told}")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from tinydiffusion.durable import replace_file
+
 Row = Mapping[str, float | int | str]
 """Scalars by name, `pictures_seen` always among them; a hook may add a string (a file's path)."""
 
@@ -33,15 +35,16 @@ class JsonlTracker:
     def start(self, run_dir: Path, pictures_seen: int) -> None:
         """Open the file and cut the rows beyond the position that the run goes on from."""
         self.path = run_dir / "metrics.jsonl"
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if _is_row_up_to(line, pictures_seen)]
-        unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text("".join(kept))
-        unfinished.replace(self.path)
+        replace_file(self.path, b"".join(kept))
+        self._there = {_kind(json.loads(line)) for line in kept} if kept else set()
         self._file = self.path.open("a")
 
     def log(self, row: Row) -> None:
-        """Append the row."""
+        """Append the row, unless it is there: a hook runs again if a kill came before the save."""
+        if _kind(row) in self._there:
+            return
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
@@ -83,9 +86,14 @@ class TensorBoardTracker:
         self._writer.close()
 
 
-def _is_row_up_to(line: str, pictures_seen: int) -> bool:
+def _kind(row: Row) -> tuple[float | int | str, ...]:
+    """What a run has at most one row of: a position, and the names of what is reported there."""
+    return (row["pictures_seen"], *sorted(row))
+
+
+def _is_row_up_to(line: bytes, pictures_seen: int) -> bool:
     # A kill may have cut the last line short, and a full disk any line.
     try:
-        return line.endswith("\n") and json.loads(line)["pictures_seen"] <= pictures_seen
+        return line.endswith(b"\n") and json.loads(line)["pictures_seen"] <= pictures_seen
     except (ValueError, KeyError, TypeError):
         return False

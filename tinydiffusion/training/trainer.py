@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tinydiffusion.durable import replace_file
+from tinydiffusion.durable import replace_file, sweep
 from tinydiffusion.errors import NonFiniteError, RunError
 from tinydiffusion.protocols import Batch, Hook, Objective
 from tinydiffusion.training.checkpoint import (
@@ -24,7 +24,7 @@ from tinydiffusion.training.data_record import Fingerprints, describe_change, di
 from tinydiffusion.training.disk_wait import patiently
 from tinydiffusion.training.learner import Learner
 from tinydiffusion.training.precision import Precision
-from tinydiffusion.training.ranges import check_ranges
+from tinydiffusion.training.ranges import COUNTERS, check_ranges, check_state
 from tinydiffusion.training.run_log import MAX_SKIPPED_IN_A_ROW, RunLog
 from tinydiffusion.training.scheduler import learning_rate_factor, training_progress
 from tinydiffusion.training.signals import StopRequest
@@ -32,8 +32,6 @@ from tinydiffusion.training.trackers import Tracker
 from tinydiffusion.training.watchdog import Watchdog
 
 MAX_ROLLBACKS = 3
-COUNTERS = ("pictures_seen", "step", "skipped_steps", "loss_spikes", "rollbacks", "data_offset")
-"""Attributes of a trainer that travel in its checkpoints."""
 
 
 class TrainResult(NamedTuple):
@@ -175,6 +173,7 @@ class Trainer:
                 f"{self.run_dir} already holds a run; resume it, or choose another folder"
             )
         self.checkpoints.try_out(self.learner.checkpoint_bytes())
+        sweep(self.run_dir)
         save_record(self.run_dir, self.fingerprints)
         first = self.pictures_seen
         cuda = [self.learner.device] if self.learner.device.type == "cuda" else []
@@ -216,23 +215,22 @@ class Trainer:
                 identity; the message names every setting that changed.
         """
         path, checkpoint = self.checkpoints.load(path)
-        try:
-            changed = self._changes(checkpoint.state["identity"])
-            refused = [key for key in changed if not _among(key, allow_change)]
-            if refused:
-                first = f"cannot resume {path}; these settings changed since it was written:"
-                lines = [f"{key}: {changed[key]}" for key in refused]
-                last = f"\nTo go on all the same: --allow-change {' '.join(refused)}"
-                raise CheckpointError("\n  ".join([first, *lines]) + last)
-            self._go_to(checkpoint)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} is of another kind of run: {error!r}") from error
+        check_state(path, checkpoint.state)
+        changed = self._changes(checkpoint.state["identity"])
+        refused = [key for key in changed if not _among(key, allow_change)]
+        if refused:
+            first = f"cannot resume {path}; these settings changed since it was written:"
+            lines = [f"{key}: {changed[key]}" for key in refused]
+            last = f"\nTo go on all the same: --allow-change {' '.join(refused)}"
+            raise CheckpointError("\n  ".join([first, *lines]) + last)
+        self._go_to(checkpoint)
+        self.checkpoints.tidy(path)
         return [f"{key}: {words}" for key, words in changed.items()]
 
     def _changes(self, saved: Mapping[str, Any]) -> dict[str, str]:
         changed = difference(saved, self._identity)
         if "data" in changed:
-            changed["data"] = describe_change(self.run_dir, saved["data"], self.fingerprints)
+            changed["data"] = describe_change(self.run_dir, saved.get("data"), self.fingerprints)
         return changed
 
     def _go_to(self, checkpoint: Checkpoint) -> None:
