@@ -11,7 +11,7 @@ import torch
 from picture_toys import encode, noise
 from PIL import Image
 
-from tinydiffusion.datasets import _cache, _scan
+from tinydiffusion.datasets import _cache, _pictures, _scan
 from tinydiffusion.datasets._pictures import UnusablePictureError
 from tinydiffusion.datasets._scan import Found, Scan, Skipped
 from tinydiffusion.datasets.folder import FolderDataset, find_pictures
@@ -302,6 +302,19 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert _cache.cache_folder() == Path("/xdg/tinydiffusion/datasets")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert _cache.cache_folder() == tmp_path / ".cache/tinydiffusion/datasets"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_passing_fault_skips_a_picture_once(folder, monkeypatch, error):
+    whole = scan(folder)
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(_pictures, "_decode", fail)
+        assert scan(folder, size=9).samples == []
+    assert len(scan(folder, size=9).samples) == len(whole.samples)
 
 
 def test_a_file_that_changes_meanwhile_is_not_kept_under_its_old_content(folder, monkeypatch):

@@ -302,9 +302,7 @@ def test_another_model_is_refused_by_name(tmp_path):
     trainer(tmp_path, num_pictures=8).train()
     other = Autoencoder()
     other.decode = nn.Conv2d(8, 3, 1)
-    with pytest.raises(
-        CheckpointError, match=r"decode\.weight: \[3, 8, 3, 3, 'float32'\] -> \[3, 8, 1"
-    ):
+    with pytest.raises(CheckpointError, match=r"decode\.weight: \[3, 8, 3, 3, .* -> \[3, 8, 1"):
         trainer(tmp_path, objective=other).resume()
 
 

@@ -278,6 +278,7 @@ def _identity(config: Config) -> dict[str, Any]:
     training = {k: v for k, v in values["training"].items() if k not in MAY_CHANGE}
     names = ("dataset", "text_encoder", "network", "objective", "diffusion", "seed")
     kept = {name: values[name] for name in names}
+    kept["dataset"].pop("workers", None)  # alters no picture
     return {**kept, "training": training}
 
 

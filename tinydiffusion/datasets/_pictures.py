@@ -49,6 +49,10 @@ DECODE_ERRORS = (
 File = io.BytesIO | io.BufferedReader
 
 
+class PassingFaultError(UnusablePictureError):
+    """A picture that the machine could not read now: nothing is wrong with the file."""
+
+
 class Picture(NamedTuple):
     """A decoded picture."""
 
@@ -149,7 +153,10 @@ def _open(source: Path | bytes) -> Iterator[File]:
     except UnusablePictureError:
         raise
     except DECODE_ERRORS as error:
-        raise UnusablePictureError(f"unreadable: {_detail(error)}") from error
+        # Pillow's own OSErrors have no number: one that has comes from the disk.
+        passing = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
+        kind = PassingFaultError if passing else UnusablePictureError
+        raise kind(f"unreadable: {_detail(error)}") from error
 
 
 def _decode(file: File, shorter_side: int | None) -> Picture:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tinydiffusion.datasets._cache import read_entry, write_entry
 from tinydiffusion.datasets._captions import MAX_CAPTION_LENGTH, Caption, mend_caption
 from tinydiffusion.datasets._pictures import (
+    PassingFaultError,
     UnusablePictureError,
     center_crop,
     load_picture,
@@ -95,6 +96,10 @@ class _Named(NamedTuple):
     notes: list[str]
 
 
+class _Passing(Skipped):
+    """Left out now, and to be tried again the next time."""
+
+
 class _Prepared(NamedTuple):
     sample: Sample
     pixels: bytes
@@ -154,7 +159,8 @@ def _scan_part(
     key = _key(named, size, crop)
     if (entry := read_entry(key)) is None:
         about, content = _prepare_part(named, size, crop, map_)
-        write_entry(key, about, content)
+        if not any(isinstance(item, _Passing) for item in about["skipped"]):
+            write_entry(key, about, content)
         # What could be kept is mapped from the file, and the memory is free again.
         entry = read_entry(key) or (about, torch.frombuffer(content, dtype=torch.uint8))
     about, pixels = entry
@@ -215,6 +221,8 @@ def _prepare(named: _Named | Skipped, size: int, crop: str) -> _Prepared | Skipp
         width, height = picture.width, picture.height
         if min(width, height) < size:
             raise UnusablePictureError(f"smaller than size={size}: {width}x{height}")
+    except PassingFaultError as error:
+        return _Passing(found.id, str(error))
     except UnusablePictureError as error:
         return Skipped(found.id, str(error))
     image = center_crop(picture.image, size) if crop == "center" else picture.image

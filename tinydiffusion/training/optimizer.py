@@ -112,7 +112,7 @@ class GuardedAdamW(torch.optim.AdamW):
         """The step and both moments of every parameter that has any of them among the names."""
         expected = {}
         for name, parameter in self.parameters_by_name.items():
-            likes = dict(step=self.found_inf, exp_avg=parameter, exp_avg_sq=parameter)
+            likes = {"step": self.found_inf, "exp_avg": parameter, "exp_avg_sq": parameter}
             state = {f"{name}/{key}": like for key, like in likes.items()}
             expected |= state if names & state.keys() else {}
         return expected
