@@ -111,9 +111,16 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
 
 def test_a_folder_of_other_files_is_not_touched(model, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match="holds files, but no model"):
+    with pytest.raises(ValueError, match="is there, but no model"):
         model.save_pretrained(tmp_path)
     assert contents(tmp_path) == {"thesis.tex": b"mine"}
+
+
+def test_a_file_in_the_place_of_the_folder_is_not_touched(model, tmp_path):
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(ValueError, match="is there, but no model"):
+        model.save_pretrained(tmp_path / "model")
+    assert contents(tmp_path) == {"model": b"mine"}
 
 
 def test_other_files_beside_a_model_stay(model, copy, folder):

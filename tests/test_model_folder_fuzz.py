@@ -20,7 +20,7 @@ FILES = [
     INDEX, "network/config.json", f"network/{WEIGHTS}",
     "text_encoder/config.json", f"text_encoder/{WEIGHTS}",
 ]  # fmt: skip
-QUICK = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")

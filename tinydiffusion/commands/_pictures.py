@@ -128,12 +128,12 @@ def _earlier_rows(folder: Path) -> dict[str, dict[str, Any]]:
     refusal = f"{folder} holds captioned pictures that are no samples; take another folder"
     try:
         rows = _read_rows(folder / METADATA)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(refusal) from error
     if not all(isinstance(row, dict) and "sampler" in row for row in rows):
         raise ValueError(refusal)
     rows += _read_rows(folder / UNFINISHED, torn=True)
-    named = {str(row.get("file_name")): row for row in rows}
+    named = {str(row.get("file_name")): row for row in rows if isinstance(row, dict)}
     return {name: row for name, row in named.items() if NAME.fullmatch(name)}
 
 
@@ -143,7 +143,7 @@ def _read_rows(file: Path, *, torn: bool = False) -> list[Any]:
         return []
     lines = [line for line in file.read_bytes().split(b"\n") if line.strip()]
     rows = []
-    with contextlib.suppress(ValueError) if torn else contextlib.nullcontext():
+    with contextlib.suppress(ValueError, RecursionError) if torn else contextlib.nullcontext():
         for line in lines:
             rows.append(json.loads(line))
     return rows

@@ -108,12 +108,14 @@ def load_component(folder: Path, *, trust_plugins: bool = False) -> nn.Module:
 def reading(root: Path, name: str) -> Iterator[Path]:
     """A file of the model folder; whatever is wrong with it becomes one line that names it."""
     file = root / name
-    if not file.is_file():
-        raise ModelFolderError(f"{file} is missing: {root} is not a complete model folder")
-    if not _lies_in(root.resolve(), file.resolve()):
-        raise ModelFolderError(f"{file} is a link out of the model folder")
     try:
+        if not file.is_file():
+            raise ModelFolderError(f"{file} is missing: {root} is not a complete model folder")
+        if not _lies_in(root.resolve(), file.resolve()):
+            raise ModelFolderError(f"{file} is a link out of the model folder")
         yield file
+    except ModelFolderError:
+        raise
     except Exception as error:  # a plug-in may raise anything of options that it did not expect
         raise ModelFolderError(f"{file} does not describe a model: {_one_line(error)}") from error
 

@@ -35,8 +35,9 @@ def save_model(folder: Path, model: Model) -> None:
         NonFiniteError: a tensor holds NaN or infinity; names it. Nothing is written.
     """
     folder = folder.resolve()
-    if folder.exists() and not (folder / INDEX).is_file() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds files, but no model; save the model to another folder")
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not (empty or (folder / INDEX).is_file()):
+        raise ValueError(f"{folder} is there, but no model; save the model to another folder")
     encoder, config = model.text_encoder, model.config
     options = {
         "network": {**config.network, **network_sizes(encoder, model.image_shape)},
