@@ -197,7 +197,8 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     flags = read_flags(overrides)
     for key in flags:
         section, _, option = key.partition(".")
-        if option == "name" and (values.get(section) or {}).get("name") != flags[key]:
+        named = values.get(section)
+        if option == "name" and isinstance(named, dict) and named.get("name") != flags[key]:
             values[section] = {}  # another plug-in has other options
     for key, value in flags.items():
         _put(values, key, value)
@@ -291,9 +292,11 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     """Set the value at a dotted key, making the sections on the way."""
     *sections, name = key.split(".")
     for section in sections:
-        if not isinstance(values.get(section), dict):
+        if values.get(section) is None:
             values[section] = {}
         values = values[section]
+        if not isinstance(values, dict):
+            raise ConfigError(f"--{key} cannot be set: {section} holds {shown(values)}, not keys")
     values[name] = value
 
 
@@ -316,7 +319,7 @@ def _value(annotation: Any, value: Any, key: str) -> Any:
         return _section(annotation, value, key)
     if isinstance(value, dict):
         for name, inner in value.items():  # what a number is wrong with, under its own key
-            _value(Any, inner, f"{key}.{name}")
+            _value(Any, inner, f"{key}.{name if str(name).isprintable() else repr(name)}")
     if wrong := registry.complaint(value, annotation):
         raise ConfigError(f"{key} {wrong}")
     value = registry.with_fractions(value, annotation)
