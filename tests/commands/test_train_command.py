@@ -115,6 +115,13 @@ def test_a_dry_run_of_a_run_leaves_it_alone(finished, tiny, unchanged):
     assert unchanged(finished) == before
 
 
+def test_prompts_that_are_too_long_are_counted(tiny, tmp_path, capsys):
+    flags = ["--sampling.prompts", f"[a red circle, {'x ' * 500}]", "--training.num_pictures", "8"]
+    run_dir = str(tmp_path / "run")
+    assert main(["train", "--config", tiny, "--run-dir", run_dir, "--dry-run", *flags]) == 0
+    assert "1 of 2 sampling.prompts are cut to" in capsys.readouterr().err
+
+
 def test_a_dry_run_says_where_the_time_limit_ends_the_run(tiny, tmp_path, capsys):
     flags = ["--training.max_minutes", "0.001", "--training.num_pictures", "1000000"]
     run_dir = str(tmp_path / "run")

@@ -152,9 +152,11 @@ class _Run:
             if isinstance(dataset, Selective) and (skipped := dataset.describe_skipped()):
                 console.print(f"  skipped: {skipped}")
         encoder = self.objective.text_encoder
-        if cut := encoder.tokenize(self.captions).num_truncated:
-            limit = encoder.max_length
-            console.print(f"{cut} of {len(self.captions)} captions are cut to {limit} tokens")
+        texts = {"captions": self.captions, "sampling.prompts": self.config.sampling.prompts}
+        for name, captions in texts.items():
+            if cut := encoder.tokenize(captions).num_truncated:
+                limit = encoder.max_length
+                console.print(f"{cut} of {len(captions)} {name} are cut to {limit} tokens")
         precision = "bfloat16" if self.trainer.learner.bfloat16 else "float32"
         console.print(
             f"network {_count(self.objective.denoiser.network)}, text encoder {_count(encoder)}; "
