@@ -2,17 +2,24 @@
 
 import hashlib
 import json
+import re
+import resource
+import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load
 
 from tinydiffusion.build import build_dataset, build_objective, survey
 from tinydiffusion.config import Config, SamplingConfig
 from tinydiffusion.model_folder.layout import CHECKSUMS, INDEX
+from tinydiffusion.model_folder.opening import ModelFolderError
 from tinydiffusion.pipeline import TextToImage
 
 STEPS = 4
+SECONDS, MEGABYTES = 2, 300
 
 
 def random_model() -> TextToImage:
@@ -59,3 +66,29 @@ def seal(folder: Path) -> None:
     for name in index[CHECKSUMS]:
         index[CHECKSUMS][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     (folder / INDEX).write_text(json.dumps(index))
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """Not `load_file`, whose tensors live in the file that is to be overwritten."""
+    return load(file.read_bytes())
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def refusal(folder: Path) -> str:
+    """The one line that refuses the folder, quickly and without much memory."""
+    start, before = time.process_time(), peak()
+    with pytest.raises(ModelFolderError) as caught:
+        TextToImage.from_pretrained(folder)
+    assert time.process_time() - start < SECONDS
+    assert peak() - before < MEGABYTES
+    message = str(caught.value)
+    assert message.isprintable()  # one line, and nothing that a terminal obeys
+    assert len(message) < 1000
+    return message
+
+
+def assert_found(pattern: str, text: str) -> None:
+    assert re.search(pattern, text), text
