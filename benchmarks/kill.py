@@ -6,9 +6,9 @@ Prints one JSON object; the exit code is 1 if a promise was broken. See benchmar
 """
 
 import argparse
+import contextlib
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import torch
@@ -36,15 +37,34 @@ training:
 sampling: {{steps: 1, every: 100000, num_prompts: 1}}
 """
 TIMES = ("seconds", "pictures_per_second", "data_wait")
-WINDOW = 0.25  # the random delay is at most this share of the unbroken run
-SIGHTS = ("", "", "", "", ".tmp", ".trash")  # two of six kills wait for one of these, too
+WINDOW = 0.25  # random moments lie within this share of the run without a stop
+AIMS = ("any", "any", "any", "start-up", ".tmp", ".trash", "finishing")
 
 
 class Moment(NamedTuple):
-    """When to kill: so long after the sign of life, then at the sight of such a name, if any."""
+    """When to kill: seconds after the sign of life, then at a sight, then seconds after that."""
 
     delay: float
-    sight: str
+    sight: str = ""  # how the name of something in the folder of checkpoints begins; or "finishing"
+    then: float = 0.0
+
+
+class Timing(NamedTuple):
+    """Seconds that the run without a stop took, from its sign of life."""
+
+    start_up: float  # to the first checkpoint
+    total: float  # to the end
+    finishing: float  # from the last checkpoint to the end
+
+    def draw(self, random: Random) -> Moment:
+        """A moment of one of the kinds in AIMS."""
+        aim = random.choice(AIMS)
+        if aim == "start-up":
+            return Moment(random.uniform(0, self.start_up))
+        if aim == "finishing":
+            return Moment(0.0, aim, random.uniform(0, self.finishing))
+        sight = aim if aim.startswith(".") else ""
+        return Moment(random.uniform(0, WINDOW * self.total), sight)
 
 
 class Run:
@@ -90,16 +110,31 @@ class Run:
         return f"/{NUM_PICTURES} pictures" in self.log.read_text()
 
     def shows(self, sight: str) -> bool:
-        """Whether something in the folder of checkpoints has a name that begins so."""
+        """Whether a sight is there, see `Moment`."""
+        if sight == "finishing":
+            return self.saved() == NUM_PICTURES
         return any(self.checkpoints.path.glob(f"{sight}*"))
 
+    def timed(self) -> Timing:
+        """How long it takes without a stop."""
+        process, began = self.start(), time.monotonic()
+        first = last = 0.0
+        while process.poll() is None:
+            first = first or (self.saved() >= 0) * (time.monotonic() - began)
+            last = last or self.shows("finishing") * (time.monotonic() - began)
+            time.sleep(0.005)
+        if process.returncode:
+            sys.exit(self.log.read_text())
+        total = time.monotonic() - began
+        return Timing(first, total, total - last)
+
     def leftovers(self) -> set[tuple[str, int, int]]:
-        """What was being written or deleted when a process died: name, inode and time."""
+        """What was being written or deleted when a process died: path, inode and time."""
         found = set()
         for path in self.run_dir.rglob(".t*"):
             if path.name.startswith((".tmp", ".trash")):
                 status = path.stat()
-                found.add((path.name, status.st_ino, status.st_mtime_ns))
+                found.add((str(path), status.st_ino, status.st_mtime_ns))
         return found
 
     def damaged(self) -> list[str]:
@@ -144,7 +179,8 @@ class Tally:
         if run.saved() < acknowledged:
             self.broken.append(f"{run.folder.name}: checkpoint {acknowledged} was lost")
         self.broken += run.damaged()
-        self._count_phase(run, {name for name, *_ in run.leftovers() - before})
+        new = [Path(path) for path, *_ in run.leftovers() - before]
+        self._count_phase(run, {p.name for p in new if p.parent == run.checkpoints.path})
         return False
 
     def _check_start(self, run: Run, saved_before: int) -> None:
@@ -197,12 +233,15 @@ class Tally:
 
 
 def _ends_before(moment: Moment | None, run: Run, process: subprocess.Popen[bytes]) -> bool:
-    try:
-        process.wait(None if moment is None else moment.delay)
-    except subprocess.TimeoutExpired:
-        assert moment is not None
-        while moment.sight and process.poll() is None and not run.shows(moment.sight):
-            pass  # a deletion takes less than a millisecond
+    if moment is None:
+        process.wait()
+        return True
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(moment.delay)
+    while moment.sight and process.poll() is None and not run.shows(moment.sight):
+        pass  # a deletion takes less than a millisecond
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(moment.then)
     return process.poll() is not None
 
 
@@ -227,18 +266,15 @@ def _folder_differences(ours: Path, theirs: Path) -> list[str]:
 
 
 def _kill_and_compare(work: Path, num_kills: int, seed: int) -> Tally:
-    tally, draw = Tally(), random.Random(seed)
+    tally, random = Tally(), Random(seed)
     unbroken = Run(work / "unbroken")
-    process, began = unbroken.start(), time.monotonic()
-    if process.wait():
-        sys.exit(unbroken.log.read_text())
-    window = WINDOW * (time.monotonic() - began)
+    timing = unbroken.timed()
     while tally.kills < num_kills and not tally.broken:
         run = Run(work / f"run-{tally.rounds:03d}")
         ended = False
         while not ended:
-            moment = Moment(draw.uniform(0, window), draw.choice(SIGHTS))
-            ended = tally.kill_once(run, moment if tally.kills < num_kills else None)
+            enough = tally.kills >= num_kills
+            ended = tally.kill_once(run, None if enough else timing.draw(random))
         tally.compare(run, unbroken)
     return tally
 

@@ -1,10 +1,12 @@
-"""Proves that validation losses compare over a run: same noise, every picture once."""
+"""Proves that validation losses compare over a run, and that a broken grid costs no run."""
 
 import pytest
 import torch
 
 from tinydiffusion.build import build_dataset
-from tinydiffusion.commands._hooks import ValidationLoss
+from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
+from tinydiffusion.errors import NonFiniteError
+from tinydiffusion.pipeline import TextToImage
 
 
 class Drawing(torch.nn.Module):
@@ -62,3 +64,14 @@ def test_no_more_pictures_than_asked_for(dataset, tmp_path):
     validation, objective = hook(dataset, num_pictures=6, batch_size=4)
     validation(0, tmp_path, objective)
     assert len(objective.ids) == 6
+
+
+def test_a_grid_that_is_not_finite_is_told_and_costs_nothing_else(model, tmp_path, monkeypatch):
+    def fail(*_args, **_options):
+        raise NonFiniteError("picture 3 is not finite")
+
+    pipeline = TextToImage.from_pretrained(model)
+    monkeypatch.setattr(pipeline, "generate", fail)
+    grid = SampleGrid(pipeline, ["a"], every=10, seed=0)
+    with pytest.warns(UserWarning, match="no grid at picture 40: picture 3 is not finite"):
+        assert grid(40, tmp_path, torch.nn.Identity()) == {}

@@ -24,7 +24,7 @@ BOUNDS = {
     "training.log_every": (1, 10**12),
     "sampling.every": (1, 10**12),
     "sampling.num_prompts": (1, 1024),
-    "sampling.guidance_scale": (-1000, 1000),
+    "sampling.guidance_scale": (0, 1000),
     "sampling.guidance_rescale": (0, 1),
     "evaluation.num_images": (1, 10**6),
 }

@@ -1,5 +1,6 @@
 """What happens between training steps: validation loss and sample grids."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from tinydiffusion.build import captions_of
 from tinydiffusion.commands._pictures import save_grid
+from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Batch, Dataset, Objective
 from tinydiffusion.training.data_order import generator_for
@@ -29,9 +31,16 @@ class SampleGrid:
     def __call__(
         self, pictures_seen: int, run_dir: Path, modules: nn.Module
     ) -> dict[str, float | str]:
-        """Writes `samples/<pictures seen>.png` and reports its path."""
+        """Writes `samples/<pictures seen>.png` and reports its path.
+
+        A picture that is not finite costs the grid, not the run.
+        """
         file = run_dir / "samples" / f"{pictures_seen:08d}.png"
-        images = self.pipeline.generate(self.prompts, seed=self.seed)
+        try:
+            images = self.pipeline.generate(self.prompts, seed=self.seed)
+        except NonFiniteError as error:
+            warnings.warn(f"no grid at picture {pictures_seen}: {error}", stacklevel=2)
+            return {}
         save_grid(file, images, self.prompts, GRID_COLUMNS, self.seed)
         return {"grid": str(file)}
 

@@ -42,6 +42,7 @@ from tinydiffusion.training.memory import naming_memory
 from tinydiffusion.training.trackers import TensorBoardTracker
 from tinydiffusion.training.trainer import Trainer, TrainResult
 
+METRIC_FAILED = 1
 EXIT_CODES = {None: 0, "SIGINT": 130, "SIGTERM": 143}
 MAY_CHANGE = (
     "device", "num_workers", "checkpoint_every", "keep_checkpoints", "disk_wait_minutes",
@@ -139,8 +140,7 @@ class _Run:
         if result.stopped_by is not None:
             console.print(f"stopped by {result.stopped_by}; the same command goes on")
             return EXIT_CODES[result.stopped_by]
-        self.finish(result, started)
-        return 0
+        return self.finish(result, started)
 
     def describe(self) -> None:
         """Print the settings, the data and the size of the model."""
@@ -184,8 +184,8 @@ class _Run:
                 f"{training.num_pictures} pictures"
             )
 
-    def finish(self, result: TrainResult, started: float) -> None:
-        """Save the model with its average weights, make the last grid, evaluate and report."""
+    def finish(self, result: TrainResult, started: float) -> int:
+        """0 once the model is saved, drawn, measured and reported; 1 where a metric failed."""
         prompts = evaluation_prompts(self.reference, 32)
         with self.trainer.learner.averaged():
             self.pipeline.save_pretrained(self.run_dir / "model")
@@ -209,6 +209,7 @@ class _Run:
         print_table(rows, f"{self.run_dir}/report.json")
         console.print(f"grid: {self.run_dir / 'grid.png'}\nmodel: {self.run_dir / 'model'}")
         console.print(f'next: python sample.py {self.run_dir / "model"} "{prompts[0]}"')
+        return METRIC_FAILED if any("error" in row for row in rows) else 0
 
     def _save_grid(self, prompts: list[str]) -> None:
         images = self.pipeline.generate(prompts, seed=self.config.seed)

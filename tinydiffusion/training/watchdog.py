@@ -59,7 +59,7 @@ class Watchdog:
 def _give_up(seconds: float) -> None:
     message = (
         f"error: nothing has moved for {seconds:.0f} s; the threads stand where the lines below "
-        "say. The same command goes on from the last checkpoint\n"
+        "say. A training run goes on from its last checkpoint by the same command\n"
     )
     os.write(2, message.encode())
     faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
