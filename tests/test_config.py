@@ -83,7 +83,9 @@ def test_a_dict_is_plain_and_a_copy():
 
 
 @hypothesis.settings(
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], max_examples=50
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+    max_examples=50,
+    deadline=None,
 )
 @hypothesis.example(prompt="two\x85lines")
 @hypothesis.example(prompt="\u2028")
