@@ -192,3 +192,14 @@ def test_a_folder_without_captions_is_named(folder_config, tmp_path, mistake):
 
 def test_a_missing_config_is_named(mistake):
     assert mistake("train", "--config", "nope.yaml") == "there is no config file nope.yaml"
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "message"),
+    [("file", "is a file"), ("file/run", "is a file"), ("x" * 300, "File name too long")],
+)
+def test_a_run_dir_that_cannot_be_is_named_first(tiny, tmp_path, mistake, run_dir, message):
+    (tmp_path / "file").write_text("")
+    line = mistake("train", "--config", tiny, "--run-dir", str(tmp_path / run_dir))
+    assert line.startswith("--run-dir ")
+    assert message in line

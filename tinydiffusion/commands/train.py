@@ -76,6 +76,7 @@ def train(
             f"--allow-change {wrong[0]}: another network or text encoder cannot take over these "
             "weights; train it in another --run-dir"
         )
+    _check_run_dir(run_dir)
     keep_freed_memory()
     run = _Run(config, run_dir)
     run.describe()
@@ -265,6 +266,16 @@ class _Run:
             )
             hooks.append(validation)
         return hooks
+
+
+def _check_run_dir(run_dir: Path) -> None:
+    """Raise ConfigError where no folder can be made; the disk itself is tried out later."""
+    try:
+        for place in (run_dir, *run_dir.parents):
+            if place.exists() and not place.is_dir():
+                raise ConfigError(f"--run-dir {run_dir}: {place} is a file")
+    except OSError as error:
+        raise ConfigError(f"--run-dir {str(run_dir)[:80]}...: {error.strerror}") from error
 
 
 def _earlier_vocabulary(run_dir: Path) -> dict[str, Any] | None:
