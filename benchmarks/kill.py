@@ -44,23 +44,23 @@ AIMS = ("any", "any", "any", "start-up", ".tmp", ".trash", "finishing")
 class Moment(NamedTuple):
     """When to kill: seconds after the sign of life, then at a sight, then seconds after that."""
 
-    delay: float
+    delay: float  # a negative one: minus the seconds after the start of the process
     sight: str = ""  # how the name of something in the folder of checkpoints begins; or "finishing"
     then: float = 0.0
 
 
 class Timing(NamedTuple):
-    """Seconds that the run without a stop took, from its sign of life."""
+    """Seconds that the run without a stop took."""
 
-    start_up: float  # to the first checkpoint
-    total: float  # to the end
+    start_up: float  # from the start of the process to the first checkpoint
+    total: float  # from the sign of life to the end
     finishing: float  # from the last checkpoint to the end
 
     def draw(self, random: Random) -> Moment:
         """A moment of one of the kinds in AIMS."""
         aim = random.choice(AIMS)
         if aim == "start-up":
-            return Moment(random.uniform(0, self.start_up))
+            return Moment(-random.uniform(0, self.start_up))
         if aim == "finishing":
             return Moment(0.0, aim, random.uniform(0, self.finishing))
         sight = aim if aim.startswith(".") else ""
@@ -78,23 +78,17 @@ class Run:
         self.log = folder / "console.log"
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The process, once it has given its first sign of life: the time of importing is over."""
-        command = [
-            sys.executable,
-            str(TRAIN),
-            "--config",
-            "tiny.yaml",
-            "--run-dir",
-            "run",
-        ]
+        """The process."""
+        command = [sys.executable, str(TRAIN), "--config", "tiny.yaml", "--run-dir", "run"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with self.log.open("wb") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 command, cwd=self.folder, stdout=log, stderr=log, env=environment
             )
-        while process.poll() is None and not self.log.stat().st_size:
-            time.sleep(0.005)
-        return process
+
+    def shows_life(self) -> bool:
+        """Whether the process has said a word: the time of importing is over."""
+        return self.log.stat().st_size > 0
 
     def saved(self) -> int:
         """The position of the newest checkpoint with a final name, -1 where there is none."""
@@ -118,15 +112,17 @@ class Run:
     def timed(self) -> Timing:
         """How long it takes without a stop."""
         process, began = self.start(), time.monotonic()
-        first = last = 0.0
+        life = first = last = 0.0
         while process.poll() is None:
-            first = first or (self.saved() >= 0) * (time.monotonic() - began)
-            last = last or self.shows("finishing") * (time.monotonic() - began)
+            now = time.monotonic() - began
+            life = life or now * self.shows_life()
+            first = first or now * (self.saved() >= 0)
+            last = last or now * self.shows("finishing")
             time.sleep(0.005)
         if process.returncode:
             sys.exit(self.log.read_text())
-        total = time.monotonic() - began
-        return Timing(first, total, total - last)
+        end = time.monotonic() - began
+        return Timing(first, end - life, end - last)
 
     def leftovers(self) -> set[tuple[str, int, int]]:
         """What was being written or deleted when a process died: path, inode and time."""
@@ -236,10 +232,13 @@ def _ends_before(moment: Moment | None, run: Run, process: subprocess.Popen[byte
     if moment is None:
         process.wait()
         return True
+    while moment.delay >= 0 and process.poll() is None and not run.shows_life():
+        time.sleep(0.002)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(moment.delay)
+        process.wait(abs(moment.delay))
     while moment.sight and process.poll() is None and not run.shows(moment.sight):
-        pass  # a deletion takes less than a millisecond
+        # a deletion takes less than a millisecond
+        time.sleep(0.002 if moment.sight == "finishing" else 0)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(moment.then)
     return process.poll() is not None

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
 ]
 
