@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import tinydiffusion
 from tinydiffusion import registry
@@ -276,7 +277,8 @@ def test_few_samples_are_marked(scenes, evaluate):
 
 
 def test_samples_of_several_sizes_are_refused(tmp_path, mistake):
-    folder = write_scenes(tmp_path / "mixed", [16, 16, 32])
+    folder = write_scenes(tmp_path / "mixed", [16, 16, 16])
+    Image.new("RGB", (32, 32)).save(folder / "00002.png")
     line = mistake("evaluate", str(folder), "--metrics", "scene_accuracy")
     assert line == f"{folder} must hold square pictures of one size, got 16x16, 32x32"
 

@@ -112,7 +112,8 @@ class _Run:
             precision=config.training.precision,
         )
         self.pipeline.prepare(config.sampling)  # wrong settings raise here
-        check_fits(self.objective, self.evaluators, self.dataset, self.reference, self.device)
+        with naming_memory(self.device):
+            check_fits(self.objective, self.evaluators, self.dataset, self.reference, self.device)
         self.trainer = self._trainer(fingerprints)
 
     def _reference(self) -> Dataset:
