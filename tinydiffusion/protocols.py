@@ -217,6 +217,8 @@ class Objective(Protocol):
 class FeatureExtractor(Protocol):
     """Pictures to features; shared by every evaluator that names it."""
 
+    dimensions: int  # D
+
     def __call__(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]: ...
 
     def spec(self) -> dict[str, Any]:
@@ -227,7 +229,7 @@ class FeatureExtractor(Protocol):
 class EvalBatch(TypedDict):
     """Pictures on their way to an evaluator."""
 
-    source: str  # "generated" or "reference"
+    source: str  # "generated", "reference" or "train"
     id: Int[Tensor, "N"]  # global picture number; generated picture i answers prompt i
     image: UInt8[Tensor, "N C H W"]
     prompt: list[str]
@@ -243,6 +245,7 @@ class Score(NamedTuple):
     higher_is_better: bool = True
     details: Mapping[str, Any] = {}
     warnings: Sequence[str] = ()
+    per_picture: Mapping[int, float] = {}  # id -> value, where pictures have one: for pairing
 
 
 EvaluatorState = dict[str, tuple[Tensor, Literal["sum", "cat"]]]
@@ -252,7 +255,7 @@ EvaluatorState = dict[str, tuple[Tensor, Literal["sum", "cat"]]]
 class Evaluator(Protocol):
     """A metric. Its result is a function of `state()` alone, so that parts can be merged."""
 
-    needs: tuple[str, ...]  # of "generated", "reference"
+    needs: tuple[str, ...]  # of "generated", "reference", "train"
 
     def update(self, batch: EvalBatch) -> None: ...
 

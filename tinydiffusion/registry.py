@@ -17,6 +17,7 @@ KINDS = {
     "sampler": "samplers",
     "objective": "objectives",
     "evaluator": "evaluators",
+    "feature_extractor": "feature_extractors",
 }
 """Plug-in kind -> folder of this package, and entry-point group `tinydiffusion.<folder>`."""
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch_fidelity import calculate_metrics
 from torchvision.models import inception_v3
 
-from tinydiffusion.evaluators._features import inception
-from tinydiffusion.evaluators._features.inception import Inception, WeightsError
+from tinydiffusion.feature_extractors import inception
+from tinydiffusion.feature_extractors.inception import Inception, WeightsError
 from tinydiffusion.evaluators.fid import FID
 
 
@@ -132,6 +132,6 @@ def test_a_genuine_download_is_kept_and_verified(tmp_path, monkeypatch, weights)
     monkeypatch.setattr(inception, "WEIGHTS_SHA256", digest)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     monkeypatch.setattr(inception, "_network", lambda path: torch.nn.Identity())
-    assert FID().extractor.verified
-    assert FID().extractor.verified
+    assert FID().extractor.spec()["verified"]
+    assert FID().extractor.spec()["verified"]
     assert len(calls) == 1

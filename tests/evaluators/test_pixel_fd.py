@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from tinydiffusion.evaluators._features.pixels import AreaAverage
+from tinydiffusion.feature_extractors.pixels import AreaAverage
 from tinydiffusion.evaluators.pixel_fd import PixelFD
 
 

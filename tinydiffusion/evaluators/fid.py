@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tinydiffusion.evaluators._features.inception import Inception
+from tinydiffusion.evaluators._features import shared_extractor
 from tinydiffusion.evaluators._frechet import FrechetState
 from tinydiffusion.evaluators._provenance import provenance
 from tinydiffusion.protocols import EvalBatch, EvaluatorState, Score
@@ -26,7 +26,9 @@ class FID:
     needs = ("generated", "reference")
 
     def __init__(self, *, weights: str | None = None, allow_unverified: bool = False) -> None:
-        self.extractor = Inception(weights=weights, allow_unverified=allow_unverified)
+        self.extractor = shared_extractor(
+            "inception", weights=weights, allow_unverified=allow_unverified
+        )
         self.sums = FrechetState(self.extractor.dimensions)
 
     def update(self, batch: EvalBatch) -> None:
@@ -57,7 +59,7 @@ class FID:
                 f"{n} pictures for {self.extractor.dimensions} features: the value is biased "
                 "upwards; compare it only with values at the same number of pictures"
             )
-        if not self.extractor.verified:
+        if not self.extractor.spec()["verified"]:
             warnings.append("not the FID Inception weights: compare it with no other FID")
         return warnings
 

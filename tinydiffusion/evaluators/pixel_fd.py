@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tinydiffusion.evaluators._features.pixels import AreaAverage
+from tinydiffusion.evaluators._features import shared_extractor
 from tinydiffusion.evaluators._frechet import FrechetState
 from tinydiffusion.evaluators._provenance import provenance
 from tinydiffusion.protocols import EvalBatch, EvaluatorState, Score
@@ -23,7 +23,7 @@ class PixelFD:
     def __init__(self, *, size: int = 8) -> None:
         if not 1 <= size <= 32:  # the covariance has (3 size²)² entries
             raise ValueError(f"size must be in [1, 32], got {size}")
-        self.extractor = AreaAverage(size=size)
+        self.extractor = shared_extractor("pixels", size=size)
         self.sums = FrechetState(self.extractor.dimensions)
 
     def update(self, batch: EvalBatch) -> None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tinydiffusion.evaluators._features.pixels import AreaAverage
+from tinydiffusion.evaluators._features import shared_extractor
 from tinydiffusion.evaluators._provenance import provenance
 from tinydiffusion.evaluators._statistics import wilson_interval
 from tinydiffusion.evaluators._table import Table
@@ -32,7 +32,7 @@ class Retrieval:
     def __init__(self, *, size: int = 16) -> None:
         if not 1 <= size <= 256:
             raise ValueError(f"size must be in [1, 256], got {size}")
-        self.extractor = AreaAverage(size=size)
+        self.extractor = shared_extractor("pixels", size=size)
         self.tables = {
             source: Table(source, tensors=("features",), texts=("prompt",)) for source in self.needs
         }

@@ -106,3 +106,6 @@ def _cached_weights() -> Path:
                 f"file at {path} by hand, or name it with the option weights=..."
             ) from error
     return path
+
+
+PLUGIN = Inception

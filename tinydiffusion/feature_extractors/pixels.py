@@ -46,3 +46,6 @@ def _area_weights(size_in: int, size_out: int) -> Float[Tensor, "size_out size_i
     pixel = torch.arange(size_in, dtype=torch.float64)[None, :]
     overlap = torch.minimum(start + scale, pixel + 1) - torch.maximum(start, pixel)
     return overlap.clamp(min=0) / scale
+
+
+PLUGIN = AreaAverage
