@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch_fidelity import calculate_metrics
 from torchvision.models import inception_v3
 
+from tinydiffusion.evaluators.fid import FID
 from tinydiffusion.feature_extractors import inception
 from tinydiffusion.feature_extractors.inception import Inception, WeightsError
-from tinydiffusion.evaluators.fid import FID
 
 
 @pytest.fixture(scope="module")

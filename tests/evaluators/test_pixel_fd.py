@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from tinydiffusion.feature_extractors.pixels import AreaAverage
 from tinydiffusion.evaluators.pixel_fd import PixelFD
+from tinydiffusion.feature_extractors.pixels import AreaAverage
 
 
 def score(evaluator, *batches):

@@ -26,7 +26,9 @@ def test_the_first_signal_is_remembered_and_handlers_are_restored():
         assert stop.received is None
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received == "SIGTERM"
-    assert [signal.getsignal(number) for number in (*StopRequest.ENDS, *StopRequest.SAVES)] == before
+    assert [
+        signal.getsignal(number) for number in (*StopRequest.ENDS, *StopRequest.SAVES)
+    ] == before
 
 
 def test_the_second_signal_exits_at_once(pytestconfig):
