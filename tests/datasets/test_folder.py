@@ -42,9 +42,8 @@ def folder(tmp_path):
     """Three good pictures a.png, b.png and sub/c.png, listed out of order."""
     for name in ("b.png", "a.png", "sub/c.png"):
         save(tmp_path / name)
-    write_jsonl(
-        tmp_path, row("sub/c.png", "see"), row("b.png", ["bee", "be"]), row("./a.png", "ay")
-    )
+    rows = row("sub/c.png", "see"), row("b.png", ["bee", "be"]), row("./a.png", "ay")
+    write_jsonl(tmp_path, *rows)
     return tmp_path
 
 
@@ -349,8 +348,7 @@ def test_an_example_is_the_middle_square_whatever_the_crop(
 def test_random_crop_reaches_every_window_and_stays_inside(tmp_path):
     write_gradient(tmp_path, 12, 8)
     dataset = load(tmp_path, crop="random")
-    generator = torch.Generator().manual_seed(0)
-    lefts = set()
+    generator, lefts = torch.Generator().manual_seed(0), set()
     for _ in range(100):
         image = dataset.augment(0, generator)["image"]
         assert image.shape == (3, 8, 8)
@@ -361,10 +359,9 @@ def test_random_crop_reaches_every_window_and_stays_inside(tmp_path):
 
 def test_flip_mirrors_half_of_the_visits(tmp_path):
     write_gradient(tmp_path, 8, 8)
-    dataset = load(tmp_path, flip=True)
+    dataset, flipped = load(tmp_path, flip=True), 0
     plain = dataset[0]["image"]
     generator = torch.Generator().manual_seed(0)
-    flipped = 0
     for _ in range(400):
         image = dataset.augment(0, generator)["image"]
         mirrored = not torch.equal(image, plain)
