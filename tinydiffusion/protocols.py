@@ -273,6 +273,15 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
+class Illustrated(Protocol):
+    """An evaluator that shows pictures beside its numbers, for the report."""
+
+    def figures(self) -> Mapping[str, UInt8[Tensor, "3 H W"]]:
+        """Pictures by name, a function of the same state as `compute()`."""
+        ...
+
+
+@runtime_checkable
 class Hook(Protocol):
     """Something the trainer calls between two steps, such as a sample grid."""
 
