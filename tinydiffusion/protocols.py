@@ -226,10 +226,13 @@ class FeatureExtractor(Protocol):
         ...
 
 
+SOURCES = ("generated", "reference", "train")
+
+
 class EvalBatch(TypedDict):
     """Pictures on their way to an evaluator."""
 
-    source: str  # "generated", "reference" or "train"
+    source: str  # one of SOURCES
     id: Int[Tensor, "N"]  # global picture number; generated picture i answers prompt i
     image: UInt8[Tensor, "N C H W"]
     prompt: list[str]
@@ -255,7 +258,7 @@ EvaluatorState = dict[str, tuple[Tensor, Literal["sum", "cat"]]]
 class Evaluator(Protocol):
     """A metric. Its result is a function of `state()` alone, so that parts can be merged."""
 
-    needs: tuple[str, ...]  # of "generated", "reference", "train"
+    needs: tuple[str, ...]  # sources, and "prompts" where generated pictures must have one
 
     def update(self, batch: EvalBatch) -> None: ...
 

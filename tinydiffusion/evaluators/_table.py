@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
-from tinydiffusion.protocols import EvalBatch, EvaluatorState
+from tinydiffusion.protocols import SOURCES, EvalBatch, EvaluatorState
 
 Columns = Mapping[str, Shaped[Tensor, "N ..."] | Sequence[str]]
 """Column name -> one tensor row or one text per picture."""
@@ -117,7 +117,8 @@ class RowsEvaluator:
     needs: tuple[str, ...]
 
     def __init__(self, *, tensors: Sequence[str] = (), texts: Sequence[str] = ()) -> None:
-        self.tables = {s: Table(s, tensors=tensors, texts=texts) for s in self.needs}
+        sources = [source for source in self.needs if source in SOURCES]
+        self.tables = {s: Table(s, tensors=tensors, texts=texts) for s in sources}
 
     def columns(self, batch: EvalBatch) -> Columns:
         """What is kept of each picture."""
