@@ -125,8 +125,13 @@ class RowsEvaluator:
         raise NotImplementedError
 
     def update(self, batch: EvalBatch) -> None:
-        """Take in pictures of a source in `needs`; those of others are passed over."""
+        """Take in pictures of a source in `needs`; those of others are passed over.
+
+        Raises:
+            ValueError: the pictures are not uint8 RGB, or one came before.
+        """
         if batch["source"] in self.tables:
+            check_pictures(batch["image"])
             self.tables[batch["source"]].add(batch["id"], self.columns(batch))
 
     def state(self) -> EvaluatorState:
@@ -137,6 +142,15 @@ class RowsEvaluator:
         """Take over a (merged) state in place of the present one."""
         for table in self.tables.values():
             table.load_state(state)
+
+
+def check_pictures(images: Shaped[Tensor, "..."]) -> None:
+    """Raise ValueError unless these are uint8 RGB pictures."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            "pictures must be uint8 RGB of shape (N, 3, H, W), got "
+            f"{images.dtype} of shape {tuple(images.shape)}"
+        )
 
 
 def _pack(texts: Sequence[str]) -> tuple[UInt8[Tensor, "bytes"], Int[Tensor, "N"]]:
