@@ -26,7 +26,7 @@ class Retrieval(RowsEvaluator):
         size: Side of the grid that pictures are averaged to, in [1, 256].
     """
 
-    needs = ("generated", "reference")
+    needs = ("generated", "reference", "prompts")
 
     def __init__(self, *, size: int = 16) -> None:
         if not 1 <= size <= 256:
