@@ -157,9 +157,18 @@ def test_the_state_after_a_merge_is_searched_anew(measured, sets, merge):
     assert (before, evaluator.compute()[0].value) == (pytest.approx(0, abs=0.05), 1)
 
 
+def test_an_evaluator_without_pictures_merges_with_one_that_has_some(measured, sets, merge):
+    some = measured({source: images[:50] for source, images in sets.items()})
+    merged = CopyRate()
+    merged.load_state(merge(CopyRate().state(), some.state()))
+    assert merged.compute()[0].value == some.compute()[0].value
+
+
 def test_bad_input_is_one_clear_line(measured, sets, batch):
     with pytest.raises(ValueError, match=r"size must be even and in \[8, 128\], got 9"):
         CopyRate(size=9)
+    with pytest.raises(ValueError, match=r"uint8 RGB .* got torch.uint8 of shape \(9, 4, 32, 32\)"):
+        measured({"generated": torch.zeros(9, 4, 32, 32, dtype=torch.uint8)})
     with pytest.raises(ValueError, match="copy_rate got no train picture; it needs generated,"):
         measured({"generated": sets["generated"], "reference": sets["reference"]}).compute()
     with pytest.raises(ValueError, match="different training pictures, got 1 equal ones"):

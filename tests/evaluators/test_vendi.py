@@ -51,7 +51,12 @@ def test_the_reference_is_measured_at_the_same_n(batch, pictures):
     images[[0, 2, 4, 6]] = images[0].clone()
     evaluator.update(batch("reference", images))
     own, reference = evaluator.compute()
-    assert (own.name, own.n, reference.name, reference.n) == ("vendi", 4, "vendi/reference", 4)
+    assert (own.name, own.n, reference.name, reference.n) == (
+        "vendi[pixels]",
+        4,
+        "vendi[pixels]/reference",
+        4,
+    )
     assert reference.value == pytest.approx(1)
     assert own.value > 1.01
     assert own.warnings == []

@@ -1,13 +1,13 @@
 """Vendi score: how many different pictures there are, in effect."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tinydiffusion.evaluators._features import FeatureRows, chosen_extractor
+from tinydiffusion.evaluators._features import FeatureRows, chosen_extractor, row_name
+from tinydiffusion.evaluators._provenance import unverified
 from tinydiffusion.protocols import Score
 
 PIXELS = {"name": "pixels", "size": 16}
@@ -21,16 +21,19 @@ class Vendi(FeatureRows):
     row beside it has the score of as many reference pictures, spread over the reference.
 
     Args:
-        extractor: Name of the feature extractor, or its name and options.
+        extractor: Name of a feature extractor, or `{name: ..., options}`; the rows carry its name.
+
+    Raises:
+        ValueError: the extractor does not exist, or does not take the options.
     """
 
     needs = ("generated", "reference")
 
-    def __init__(self, *, extractor: str | Mapping[str, Any] = PIXELS) -> None:
+    def __init__(self, *, extractor: str | dict[str, Any] = PIXELS) -> None:
         super().__init__(chosen_extractor(extractor))
 
     def compute(self) -> list[Score]:
-        """Rows `vendi` and `vendi/reference`.
+        """Rows `vendi[extractor]` and `vendi[extractor]/reference`.
 
         Raises:
             ValueError: one of the sources has no picture.
@@ -38,15 +41,16 @@ class Vendi(FeatureRows):
         generated, reference = self.features("generated"), self.features("reference")
         places = torch.linspace(0, len(reference) - 1, min(len(reference), len(generated)))
         alike = reference[places.round().long()]
-        warnings = []
+        warnings = unverified(self.extractor.spec())
         if len(alike) < len(generated):
             warnings.append(
                 f"vendi of {len(generated)} generated but {len(alike)} reference pictures: it "
                 "grows with their number, so the two do not compare"
             )
+        name = row_name("vendi", self.extractor)
         return [
-            Score("vendi", vendi_score(generated), len(generated), warnings=warnings),
-            Score("vendi/reference", vendi_score(alike), len(alike)),
+            Score(name, vendi_score(generated), len(generated), warnings=warnings),
+            Score(f"{name}/reference", vendi_score(alike), len(alike), warnings=warnings),
         ]
 
 
