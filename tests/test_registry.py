@@ -20,7 +20,7 @@ BUILT_IN = {
     "sampler": {"ddim", "ddpm", "diffusers", "dpmpp_2m", "euler", "heun"},
     "objective": {"denoising"},
     "evaluator": {"clip_score", "fid", "pixel_fd", "retrieval", "scene_accuracy"},
-    "feature_extractor": {"inception", "pixels"},
+    "feature_extractor": {"classifier", "dinov2", "inception", "open_clip", "pixels"},
 }
 
 

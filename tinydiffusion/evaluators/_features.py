@@ -49,12 +49,14 @@ _loaded: dict[str, Shared] = {}
 
 
 def shared_extractor(name: str, **options: Any) -> Shared:
-    """The process's one extractor of this name and these options.
+    """The process's one extractor of this name and these options, left-out ones being defaults.
 
     Raises:
         PluginError: there is no such extractor, or it does not take the options.
     """
-    key = json.dumps([name, options], sort_keys=True)
+    declared = registry.options_of(registry.load("feature_extractor", name)) or {}
+    defaults = {o: p.default for o, p in declared.items() if p.default is not p.empty}
+    key = json.dumps([name, defaults | options], sort_keys=True)
     if key not in _loaded:
         _loaded[key] = Shared(registry.create("feature_extractor", name, **options))
     return _loaded[key]
@@ -76,7 +78,7 @@ def chosen_extractor(
     Raises:
         PluginError: there is no such extractor, or it does not take the options.
     """
-    section = {"name": extractor} if isinstance(extractor, str) else dict(extractor)
+    section: dict[str, Any] = {"name": extractor} if isinstance(extractor, str) else dict(extractor)
     if not isinstance(section.get("name"), str):
         raise ValueError(f"an extractor is a name or {{name: ..., options}}, got {section}")
     if weights is not None:
@@ -84,6 +86,13 @@ def chosen_extractor(
     if allow_unverified:
         section["allow_unverified"] = True
     return shared_extractor(**section)
+
+
+def row_name(metric: str, extractor: Shared) -> str:
+    """The metric's name, which is bare for the FID Inception's own features only."""
+    spec = extractor.spec()
+    usual = spec["name"] == "fid-inception-v3" and spec["layer"] == "2048"
+    return metric if usual else f"{metric}[{spec['name']}]"
 
 
 class FeatureRows(RowsEvaluator):

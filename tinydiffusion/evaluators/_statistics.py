@@ -58,10 +58,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Raises:
         ValueError: a set has fewer than two pictures, so that it has no covariance.
     """
-    for moments in (a, b):
-        if moments.n < 2:
-            n = int(moments.n)
-            raise ValueError(f"a Fréchet distance needs at least 2 pictures per set, got {n}")
+    _check_sizes(int(a.n), int(b.n))
     if a.n > b.n:  # the smaller set has the lower rank, and so the smaller problem
         a, b = b, a
     covariance_a, covariance_b = a.covariance(), b.covariance()
@@ -74,8 +71,35 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return max(0.0, distance.item())
 
 
+def frechet_distance_of_features(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
+    """`frechet_distance` of two sets of features, in far less time where N, M < D.
+
+    With A and B the centred features over the roots of N - 1 and M - 1, S_a = Aᵀ A and
+    S_b = Bᵀ B, so that the trace of the root of S_a S_b is the sum of the singular values of A Bᵀ.
+
+    Raises:
+        ValueError: a set has fewer than two pictures.
+    """
+    _check_sizes(len(a), len(b))
+    a, b = a.double(), b.double()
+    factor_a = (a - a.mean(dim=0)) / math.sqrt(len(a) - 1)
+    factor_b = (b - b.mean(dim=0)) / math.sqrt(len(b) - 1)
+    root_trace = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
+    trace = factor_a.square().sum() + factor_b.square().sum() - 2 * root_trace
+    distance = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + trace  # eq. 6
+    return max(0.0, distance.item())  # as above
+
+
+def _check_sizes(*sizes: int) -> None:
+    if min(sizes) < 2:
+        raise ValueError(f"a Fréchet distance needs at least 2 pictures per set, got {min(sizes)}")
+
+
 def _square_root_factor(covariance: Float[Tensor, "D D"]) -> Float[Tensor, "D K"]:
     """R with R Rᵀ = covariance; K is the rank, so that few pictures make a small problem."""
+    triangle, failed = torch.linalg.cholesky_ex(covariance)
+    if not failed:
+        return triangle
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     floor = eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
     kept = eigenvalues > floor
@@ -99,3 +123,24 @@ def mean_interval(values: Float[Tensor, "N"]) -> tuple[float, float] | None:
         return None
     half = Z_95 * values.std().item() / math.sqrt(len(values))
     return values.mean().item() - half, values.mean().item() + half
+
+
+def student_interval(values: Float[Tensor, "N"]) -> tuple[float, float] | None:
+    """95 % interval of the mean of few values, by Student's t; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    half = student_quantile(len(values) - 1) * values.std().item() / math.sqrt(len(values))
+    return values.mean().item() - half, values.mean().item() + half
+
+
+def student_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t, to 1 %: Abramowitz and Stegun (1964), eq. 26.7.5."""
+    if freedom <= 2:  # where the series is poor, and the quantile has a closed form
+        return 0.95 / math.sqrt(2 * 0.975 * 0.025) if freedom == 2 else math.tan(0.475 * math.pi)
+    z, n = Z_95, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )

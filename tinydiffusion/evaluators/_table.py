@@ -50,7 +50,7 @@ class Table:
         for name in self.tensors:
             self._tensors[name].append(torch.as_tensor(columns[name]).detach().cpu())
         for name in self.texts:
-            self._texts[name].extend(columns[name])
+            self._texts[name].extend(str(text) for text in columns[name])
 
     def ids(self) -> list[int]:
         """Picture ids, rising."""

@@ -20,6 +20,7 @@ class AreaAverage:
         self.dimensions = 3 * size * size
 
     def __call__(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
+        """Small pictures, channel by channel."""
         pictures = images.cpu().double() / 255
         rows = _area_weights(images.shape[2], self.size)
         columns = _area_weights(images.shape[3], self.size)
