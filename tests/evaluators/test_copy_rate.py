@@ -1,7 +1,9 @@
 """Planted copies are reported by their share, mirrored and moved ones too; blur is no copy."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import avg_pool2d, interpolate, pad
@@ -9,6 +11,8 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 from tinydiffusion.evaluators._copies import nearest
 from tinydiffusion.evaluators.copy_rate import CopyRate
 from tinydiffusion.protocols import Illustrated
+from tinydiffusion.scenes.render import render
+from tinydiffusion.scenes.sampling import sample_scene
 
 N = 400
 
@@ -24,6 +28,12 @@ def moved(images, x, y):
     """Pictures moved by up to a pixel, their border repeated."""
     side = images.shape[-1]
     return pad(images, (1, 1, 1, 1), mode="replicate")[..., 1 + y :, 1 + x :][..., :side, :side]
+
+
+def scenes(n, seed):
+    rng = np.random.default_rng(seed)
+    categories = itertools.islice(itertools.cycle(("one_object", "two_objects", "counting")), n)
+    return torch.stack([render(sample_scene(rng, each, "train")) for each in categories])
 
 
 @pytest.fixture(scope="module")
@@ -44,30 +54,33 @@ def measured(batch):
     return measured
 
 
-COPIES = {
-    "equal": lambda x: x,
-    "mirrored": lambda x: x.flip(-1),
-    "mirrored and moved": lambda x: moved(x.flip(-1), 1, -1),
-    "with noise": lambda x: (x + 8 * torch.randn(x.shape)).clamp(0, 255).byte(),
-}
+def copies(images):
+    """Four kinds in turn: equal, mirrored, mirrored and moved, with noise."""
+    result = images.clone()
+    result[1::4] = images[1::4].flip(-1)
+    result[2::4] = moved(images[2::4].flip(-1), 1, -1)
+    noise = torch.randn(images[3::4].shape, generator=torch.Generator().manual_seed(4))
+    result[3::4] = (images[3::4] + 8 * noise).clamp(0, 255).byte()
+    return result
 
 
-@pytest.mark.parametrize("copy", COPIES)
-@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
-def test_planted_copies_are_reported_within_three_points(measured, sets, share, copy):
-    torch.manual_seed(0)
-    generated = sets["generated"].clone()
-    count = round(share * N)
-    generated[:count] = COPIES[copy](sets["train"][:count])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_planted_copies_are_reported_within_three_points(measured, sets, share):
+    generated, count = sets["generated"].clone(), round(share * N)
+    generated[:count] = copies(sets["train"][:count])
     (row,) = measured(sets | {"generated": generated}).compute()
     assert row.value == pytest.approx(share, abs=0.03)
     assert all(row.per_picture[i] == 1 for i in range(count))
-    mirrored = count if copy.startswith("mirrored") else 0
-    assert row.details["n_mirrored"] == pytest.approx(mirrored, abs=0.03 * N)
+    assert row.details["n_mirrored"] == pytest.approx(count / 2, abs=0.03 * N)
 
 
-def test_without_copies_the_rate_is_that_of_held_out_pictures(measured, sets):
-    assert measured(sets).compute()[0].value <= 0.03
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_mirrored_copies_of_drawn_scenes_are_reported(measured, share):
+    """Scenes come near each other by chance, so that the threshold is low."""
+    drawn = {source: scenes(N, seed) for seed, source in enumerate(CopyRate.needs)}
+    count = round(share * N)
+    drawn["generated"][:count] = drawn["train"][:count].flip(-1)
+    assert measured(drawn).compute()[0].value == pytest.approx(share, abs=0.03)
 
 
 def test_held_out_pictures_are_copies_in_one_case_of_a_hundred(measured, sets):
@@ -102,16 +115,17 @@ def test_the_closest_pairs_are_named_and_shown(measured, sets):
 
     assert isinstance(evaluator, Illustrated)
     figure = evaluator.figures()["copy_rate"]
-    assert (figure.dtype, figure.shape) == (torch.uint8, (3, 4 * 36, 4 * 68))
-    for first in (2, 70):  # the copies are first: both halves of their pairs are the same
-        drawn, copied = figure[:, 2:34, first : first + 64].split(32, dim=2)
+    assert (figure.dtype, figure.shape) == (torch.uint8, (3, 4 * 38, 4 * 71))
+    for first in (3, 74):  # the copies are first: both halves of their pairs are the same
+        drawn, gap, copied = figure[:, 3:35, first : first + 65].split([32, 1, 32], dim=2)
         torch.testing.assert_close(drawn, copied)
+        assert (gap == 255).all()
 
 
 def test_few_pictures_make_a_smaller_figure(measured, sets):
     few = {source: images[:5] for source, images in sets.items()}
     evaluator = measured(few)
-    assert evaluator.figures()["copy_rate"].shape == (3, 2 * 36, 4 * 68)
+    assert evaluator.figures()["copy_rate"].shape == (3, 2 * 38, 4 * 71)
     assert "5 held-out pictures" in evaluator.compute()[0].warnings[0]
 
 
@@ -122,6 +136,14 @@ def test_a_held_out_set_that_shares_training_pictures_is_named(measured, sets):
     (row,) = measured(sets | {"reference": shared, "generated": generated}).compute()
     assert "10% of the held-out pictures are training pictures" in row.warnings[0]
     assert row.value == pytest.approx(0.25)  # identical pictures still count
+
+
+def test_a_larger_held_out_set_is_thinned_evenly(measured, sets, monkeypatch):
+    monkeypatch.setattr("tinydiffusion.evaluators.copy_rate.MAX_HELD_OUT", 134)
+    (thinned,) = measured(sets).compute()
+    (third,) = measured(sets | {"reference": sets["reference"][::3]}).compute()
+    assert thinned.details["n_reference"] == 134
+    assert thinned.details["threshold"] == third.details["threshold"]
 
 
 def test_other_sizes_are_averaged(measured, sets):
