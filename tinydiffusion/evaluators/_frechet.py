@@ -94,7 +94,7 @@ class FrechetEvaluator:
     def _interval(self, value: float) -> tuple[float, float] | None:
         """Jackknife over the folds of the generated pictures; None where they are too few."""
         folds = range(NUM_FOLDS["generated"])
-        if min(self.sets["generated"].sizes()) < 2:
+        if not all(self.sets["generated"].sizes()):
             return None
         without = [self._distance(tuple(f for f in folds if f != out)) for out in folds]
         spread = torch.tensor(without, dtype=torch.float64).var(correction=0).item()

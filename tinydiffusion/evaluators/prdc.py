@@ -11,7 +11,8 @@ from tinydiffusion.evaluators._provenance import unverified
 from tinydiffusion.evaluators._statistics import mean_interval, wilson_interval
 from tinydiffusion.protocols import Score
 
-CHUNK = 1024
+CHUNK = 256
+"""Rows whose distances to all others are in memory at once."""
 
 
 class PRDC(FeatureRows):
