@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,18 @@ def packages(plugin: Callable[..., Any]) -> list[str]:
     """Packages that the plug-in's code imports besides those always there; absent ones say so."""
     imported = {name for tree in _trees(plugin.__module__) for name in _imported(tree)}
     names = sorted({name.partition(".")[0] for name in imported} - ALWAYS)
-    known = packages_distributions()
+    known = _distributions()
     return [
         known.get(name, [name])[0] + ("" if importlib.util.find_spec(name) else " (missing)")
         for name in names
         if name not in sys.stdlib_module_names
     ]
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Module -> the distributions that have it; to look takes a while."""
+    return packages_distributions()
 
 
 def _needs(plugin: Callable[..., Any]) -> list[str]:
