@@ -128,6 +128,17 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
                 console.print(f"{kind}: {row['name']}: {row[kind]}", soft_wrap=True)
 
 
+def print_sweep(sweep: Sequence[Mapping[str, Any]]) -> None:
+    """Print every value at every guidance scale."""
+    table = Table(title="guidance scale", title_justify="left")
+    table.add_column("result")
+    for point in sweep:
+        table.add_column(f"{point['guidance_scale']:g}", justify="right")
+    for rows in zip(*(point["results"] for point in sweep), strict=True):
+        table.add_row(rows[0]["name"], *map(shown_value, rows))
+    Console(highlight=False, markup=False).print(table)
+
+
 def shown_value(row: Mapping[str, Any]) -> str:
     """The value to four digits, or why there is none in a word."""
     if row["value"] is None:

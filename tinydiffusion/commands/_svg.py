@@ -14,7 +14,7 @@ class Line(NamedTuple):
     """Points in the order they are joined in."""
 
     name: str
-    points: Sequence[tuple[float, float]]
+    points: Sequence[tuple[float | int, float | int]]
     labels: Sequence[str] = ()  # beside the points
 
 
@@ -30,7 +30,7 @@ def chart(lines: Sequence[Line], x: str, y: str, *, log_y: bool = False) -> str:
     points = [point for line in lines for point in line.points]
     if not points:
         return ""
-    over, up = zip(*points, strict=True)
+    over, up = ([float(value) for value in values] for values in zip(*points, strict=True))
     horizontal = _Axis(min(over), max(over), LEFT, WIDTH - RIGHT)
     vertical = _Axis(min(up), max(up), HEIGHT - BOTTOM, TOP, log=log_y)
     parts = [*_grid(horizontal, vertical), *_titles(x, y)]
@@ -57,30 +57,28 @@ def interval_bar(value: float, ci95: Sequence[float], low: float, high: float) -
 class _Axis:
     """A range of values laid on a range of pixels."""
 
-    def __init__(
-        self, low: float, high: float, start: float, end: float, *, log: bool = False
-    ) -> None:
+    def __init__(self, low: float, high: float, start: int, end: int, *, log: bool = False) -> None:
         self.log = log
         low, high = (self._scaled(low), self._scaled(high))
         margin = 0.05 * (high - low) or abs(high) or 1.0
         self.low, self.high = low - margin, high + margin
         self.start, self.end = start, end
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: float | int) -> float:
         share = (self._scaled(value) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
         """Round values inside the range."""
         raw = (self.high - self.low) / NUM_TICKS
-        size = 10 ** math.floor(math.log10(raw))
+        size = 10.0 ** math.floor(math.log10(raw))
         step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw)
         first = math.ceil(self.low / step)
         values = [step * k for k in range(first, math.floor(self.high / step) + 1)]
-        return [10**value for value in values] if self.log else values
+        return [10.0**value for value in values] if self.log else values
 
-    def _scaled(self, value: float) -> float:
-        return math.log10(value) if self.log else value
+    def _scaled(self, value: float | int) -> float:
+        return math.log10(value) if self.log else float(value)
 
 
 def _grid(horizontal: _Axis, vertical: _Axis) -> list[str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from tinydiffusion.commands._illustrations import illustrations
 from tinydiffusion.commands._measuring import Measurement, measure
 from tinydiffusion.commands._reference_cache import source_state
-from tinydiffusion.commands._rows import print_table, write_report
+from tinydiffusion.commands._rows import print_sweep, print_table, write_report
 from tinydiffusion.commands._session import Saving, run_session
 from tinydiffusion.commands._sources import ModelPictures, Pictures
 from tinydiffusion.commands._state_file import merged, resume
@@ -57,8 +57,8 @@ def evaluate(request: Request) -> int:
         write_report(request.out, rows, target.context, more)
         console.print(f"report in {request.out}")
     print_table(rows, str(request.target))
-    for point in more.get("sweep", ()):
-        print_table(point["results"], f"guidance scale {point['guidance_scale']:g}")
+    if request.guidance_scales:
+        print_sweep(more["sweep"])
     return _exit_code(measurement.failures.values(), target.sources(), rows)
 
 

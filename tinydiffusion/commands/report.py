@@ -108,9 +108,9 @@ def _bar(row: Row) -> str:
     """The interval drawn: shares on [0, 1], others from 0 to twice the value."""
     if row["ci95"] is None or row["value"] is None:
         return ""
-    low, high = row["ci95"]
+    value, low, high = map(float, (row["value"], *row["ci95"]))
     ends = (0.0, 1.0) if 0 <= low <= high <= 1 else (min(0.0, low), max(0.0, high) * 1.05)
-    return interval_bar(row["value"], row["ci95"], *ends)
+    return interval_bar(value, (low, high), *ends)
 
 
 def _warnings(rows: Sequence[Row]) -> str:
@@ -152,7 +152,7 @@ def _sweep(sweep: Sequence[Row]) -> str:
     return drawn + table(head, cells, numbers=range(len(head)))
 
 
-def _value_of(point: Row, name: str) -> float | None:
+def _value_of(point: Row, name: str) -> float | int | None:
     return next((row["value"] for row in point["results"] if row["name"] == name), None)
 
 
@@ -163,7 +163,7 @@ def _trade_off(values: dict[str, Any], x: str, y: str) -> str:
     return chart([line], x, y)
 
 
-def _digits(value: float | None) -> str:
+def _digits(value: float | int | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
@@ -202,7 +202,8 @@ def _training(rows: Sequence[Row]) -> str:
 
 
 def _points(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
-    return [(row["pictures_seen"], row[name]) for row in rows if row.get(name) is not None]
+    known = (row for row in rows if row.get(name) is not None)
+    return [(float(row["pictures_seen"]), float(row[name])) for row in known]
 
 
 # ---- pictures --------------------------------------------------------------------------------
