@@ -63,7 +63,7 @@ def _at_scale_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--shard", type=_shard, default=(1, 1), metavar="I/N",
-        help="Look at every N-th picture only, beginning with the I-th; see merge-shards.",
+        help="Look at every N-th picture only, beginning with the I-th; see `merge`.",
     )  # fmt: skip
     add(
         "--state", type=Path, metavar="FILE",
@@ -105,7 +105,7 @@ def _shard(text: str) -> tuple[int, int]:
     return number, total
 
 
-# ---- merge-shards, statistics ----------------------------------------------------------------
+# ---- merge, statistics -----------------------------------------------------------------------
 
 
 def _merge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -197,7 +197,7 @@ def _evaluators(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Command] = {
     "evaluate": ("Measure a model or a folder of pictures.", _evaluate_arguments, _evaluate),
-    "merge-shards": ("One report of the shards of an evaluation.", _merge_arguments, _merge),
+    "merge": ("One report of the shards of an evaluation.", _merge_arguments, _merge),
     "statistics": ("Keep the statistics of a reference.", _statistics_arguments, _statistics),
     "compare": ("Which differences of two reports are not noise?", _compare_arguments, _compare),
     "report": ("One self-contained HTML page of a report.", _report_arguments, _report),

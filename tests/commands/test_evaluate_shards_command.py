@@ -90,7 +90,7 @@ def test_three_processes_measure_what_one_does(folders, tmp_path):
     for process in processes:
         assert process.wait() == 0, process.stderr.read()
     states = [str(tmp_path / f"{i}.state") for i in (3, 1, 2)]
-    assert main(["merge-shards", *states, "--out", str(tmp_path / "merged.json")]) == 0
+    assert main(["merge", *states, "--out", str(tmp_path / "merged.json")]) == 0
     one, three = report(whole), report(tmp_path / "merged.json")
     assert three["context"] == one["context"]
     for a, b in zip(one["results"], three["results"], strict=True):
@@ -107,18 +107,18 @@ def test_shards_that_do_not_belong_together_are_refused(folders, tmp_path, mista
         assert main(shard(folders, number, 3, tmp_path, *flags)) == 0
     first, second = (str(tmp_path / f"{i}.state") for i in (1, 2))
     out = ["--out", str(tmp_path / "merged.json")]
-    assert mistake("merge-shards", first, second, *out) == "shards missing: 3 of 3"
+    assert mistake("merge", first, second, *out) == "shards missing: 3 of 3"
     copy = tmp_path / "copy.state"
     copy.write_bytes(Path(first).read_bytes())
-    line = mistake("merge-shards", first, str(copy), *out)
+    line = mistake("merge", first, str(copy), *out)
     assert line == f"both {first} and {copy} are shard 1/3: every picture is measured once"
     other = tmp_path / "other"
     other.mkdir()
     assert main(shard(folders, 3, 3, other, "--kid.seed", "1")) == 0
-    line = mistake("merge-shards", first, str(other / "3.state"), *out)
+    line = mistake("merge", first, str(other / "3.state"), *out)
     assert f"3.state is of another evaluation than {first}: options.kid.seed: 1, not None" in line
     (tmp_path / "odd").write_text("odd")
-    assert mistake("merge-shards", str(tmp_path / "odd"), *out).startswith("cannot read the state")
+    assert mistake("merge", str(tmp_path / "odd"), *out).startswith("cannot read the state")
     assert "must be I/N with I from 1 to N" in mistake(*shard(folders, 4, 3, tmp_path))
     made, real = folders
     line = mistake("evaluate", str(made), *FLAGS, "--data", str(real), "--shard", "1/2")
