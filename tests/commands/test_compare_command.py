@@ -25,6 +25,7 @@ def make(shift=0.0, seed=0, prompts=None) -> dict:
             "name": name, "value": value, "n": N, "ci95": None, "higher_is_better": True,
             "details": {}, "warnings": [], "per_picture": {}, "evaluator": name,
             "provenance": {"extractor": "x", "weights_sha256": "1", "resize": "r",
+                           "needs": ["generated", "reference"],
                            "packages": {"torch": "2"}}, **more,
         }  # fmt: skip
 
@@ -103,6 +104,8 @@ def test_the_bootstrap_is_seeded_and_weighs_groups_by_size():
         (lambda r: r["context"].update(sources={"generated": {"resize": "N"}}), "resize of the"),
         (lambda r: r["results"][0].update(value=None, skipped="no weights"), "B has no value (no"),
         (lambda r: r["results"].pop(0), "only A has it"),
+        (lambda r: r["context"].update(options={"paired": {"k": 1}}), "options: {} and {'k': 1}"),
+        (lambda r: r["context"]["sources"].update(reference={"sha256": "r"}), "reference: None"),
     ],
 )
 def test_what_does_not_compare_is_refused_with_the_reason(change, reason):
@@ -114,9 +117,10 @@ def test_what_does_not_compare_is_refused_with_the_reason(change, reason):
     assert "difference" not in row
 
 
-def test_newer_packages_compare():
+def test_newer_packages_and_moved_weights_compare():
     b = make(shift=1.0)
     b["results"][0]["provenance"]["packages"] = {"torch": "3"}
+    b["context"]["options"] = {"paired": {"weights": "elsewhere.pth"}, "other": {"k": 1}}
     assert verdicts(make(), b)["paired"] == "B is better"
 
 

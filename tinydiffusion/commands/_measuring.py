@@ -113,8 +113,8 @@ class Measurement:
         if name not in self.failures:
             with self.isolated(name):
                 evaluator = self.evaluators[name]
-                facts = {"quantise": QUANTISATION, **self.facts.get(name, {})}
-                provenance = {**evaluator.provenance(), **facts}
+                facts = {"needs": list(evaluator.needs), "quantise": QUANTISATION}
+                provenance = {**evaluator.provenance(), **facts, **self.facts.get(name, {})}
                 rows = [report_row(score, name, provenance) for score in evaluator.compute()]
                 json.dumps(rows)  # what is no JSON raises here, not when the report is written
         if name in self.failures:

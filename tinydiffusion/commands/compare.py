@@ -73,12 +73,14 @@ def _refusal(context_a: Row, context_b: Row, a: Row, b: Row) -> str | None:
     for side, row in (("A", a), ("B", b)):
         if row["value"] is None:
             return f"{side} has no value ({row.get('skipped') or row.get('error')})"
-    pairs = [("n", a["n"], b["n"])]
-    pairs += [
-        (key, context_a.get(key), context_b.get(key)) for key in ("prompts_sha256", "options")
+    pairs = [
+        ("n", a["n"], b["n"]),
+        ("prompts_sha256", context_a.get("prompts_sha256"), context_b.get("prompts_sha256")),
+        ("options", _options(context_a, a), _options(context_b, b)),
     ]
-    if "n_reference" in a["details"]:
-        pairs += [("reference", _reference(context_a), _reference(context_b))]
+    for source in ("reference", "train"):
+        if source in a["provenance"].get("needs", ()):
+            pairs.append((source, _content(context_a, source), _content(context_b, source)))
     of_a, of_b = a["provenance"], b["provenance"]
     keys = [key for key in dict.fromkeys([*of_a, *of_b]) if key not in UNCOMPARED]
     pairs += [(key, of_a.get(key), of_b.get(key)) for key in keys]
@@ -89,8 +91,14 @@ def _refusal(context_a: Row, context_b: Row, a: Row, b: Row) -> str | None:
     return None
 
 
-def _reference(context: Row) -> Any:
-    about = context.get("sources", {}).get("reference", {})
+def _options(context: Row, row: Row) -> Row:
+    """The metric's options, without the place of its weights: their content is compared."""
+    options = context.get("options", {}).get(row["evaluator"], {})
+    return {key: value for key, value in options.items() if key != "weights"}
+
+
+def _content(context: Row, source: str) -> Any:
+    about = context.get("sources", {}).get(source, {})
     return about.get("sha256") or about.get("n")
 
 
