@@ -238,6 +238,30 @@ class Unbuildable:
         raise KeyError("home")
 
 
+class Nowhere:
+    """An extractor whose features are no numbers."""
+
+    dimensions = 4
+
+    def __call__(self, images):
+        features = torch.ones(len(images), 4)
+        features[0] = float("nan")
+        return features
+
+    def spec(self):
+        return {"name": "nowhere", "weights_sha256": None, "verified": True, "resize": None}
+
+
+def test_features_that_are_no_numbers_fail_the_row_and_are_counted(folders, measured):
+    made, real = folders
+    extractor = ["--vendi.extractor", f"{__name__}:Nowhere"]
+    flags = ["--metrics", "vendi", *PIXELS[1:], *extractor, "--data", str(real)]
+    report, _ = measured(made, *flags, code=1)
+    vendi, pixels = report["results"]
+    assert "features of 1 of 12 pictures are NaN or infinite" in vendi["error"]
+    assert pixels["value"] > 0
+
+
 def test_a_broken_plugin_costs_only_its_own_row(folders, measured, tmp_path, monkeypatch):
     (tmp_path / "explosive.py").write_text("raise SystemError('no such luck')")
     monkeypatch.syspath_prepend(tmp_path)

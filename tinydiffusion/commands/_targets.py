@@ -219,17 +219,18 @@ def _captioned(reference: DatasetPictures | FolderPictures) -> Dataset:
 
 
 class _Captions:
-    """The examples of a folder."""
+    """The examples of a folder that have a caption."""
 
     def __init__(self, pictures: FolderPictures) -> None:
         self.pictures = pictures
+        self.places = [i for i, prompt in enumerate(pictures.prompts) if prompt]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.places)
 
     def __getitem__(self, index: int) -> Any:
-        file = self.pictures.files[index]
-        return {"id": file.name, "caption": self.pictures.prompts[index]}
+        place = self.places[index]
+        return {"id": self.pictures.files[place].name, "caption": self.pictures.prompts[place]}
 
 
 def _train_of_model(
