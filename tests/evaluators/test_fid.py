@@ -22,13 +22,19 @@ def fid(inception_weights):
     return FID(weights=inception_weights, allow_unverified=True, layer=64)
 
 
-@pytest.mark.parametrize("name", ["fid", "fid_clean", "fid_pt"])
-def test_row_names_the_layer_and_flags_weights_and_size(name, inception_weights, batch, pictures):
+@pytest.mark.parametrize(
+    ("name", "resize"),
+    [("fid", "TF1 bilinear"), ("fid_clean", "PIL bicubic"), ("fid_pt", "bilinear, half-pixel")],
+)
+def test_row_names_the_layer_and_flags_weights_and_size(
+    name, resize, inception_weights, batch, pictures
+):
     options = {"weights": inception_weights, "allow_unverified": True, "layer": 64}
     evaluator = registry.create("evaluator", name, **options)
     for source in ("generated", "reference"):
         evaluator.update(batch(source, pictures(4, 32)))
     (row,) = evaluator.compute()
+    assert evaluator.provenance()["resize"].startswith(resize)
     assert row.name == f"{name}[64]"
     assert row.value < 1e-3
     assert (row.n, row.details["n_reference"]) == (4, 4)
