@@ -35,6 +35,15 @@ def illustrations(
     return {"figures": figures, "pictures": shown}
 
 
+def ranking_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first row of each evaluator that has a value per picture; those below are its parts."""
+    first: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row.get("per_picture"):
+            first.setdefault(row["evaluator"], row)
+    return list(first.values())
+
+
 def extremes(row: dict[str, Any]) -> tuple[list[int], list[int]]:
     """Ids of the best and of the worst pictures by a row, the best and the worst first."""
     sign = -1 if row["higher_is_better"] else 1
@@ -47,7 +56,7 @@ def extremes(row: dict[str, Any]) -> tuple[list[int], list[int]]:
 def _thumbnails(generated: Pictures, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The first pictures, and the best and worst by every row that has values per picture."""
     first = list(range(min(NUM_SAMPLES, len(generated))))
-    named = {i for row in rows if row["per_picture"] for ids in extremes(row) for i in ids}
+    named = {i for row in ranking_rows(rows) for ids in extremes(row) for i in ids}
     shown: dict[str, str] = {}
     for ids in (first, *([i] for i in sorted(named.difference(first)))):
         batch = generated.read(ids)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tinydiffusion.commands._illustrations import NUM_SAMPLES, extremes
+from tinydiffusion.commands._illustrations import NUM_SAMPLES, extremes, ranking_rows
 from tinydiffusion.commands._page import page, picture, section, table, text
 from tinydiffusion.commands._rows import read_report, shown_floor, shown_interval, shown_value
 from tinydiffusion.commands._svg import Line, chart, interval_bar
@@ -210,14 +210,13 @@ def _points(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
 
 
 def _best_and_worst(found: Row) -> Iterable[str]:
-    for row in found["results"]:
-        if row.get("per_picture"):
-            best, worst = extremes(row)
-            parts = [
-                f"<h3>{title}</h3>{_pictures(found, ids, row)}"
-                for title, ids in (("Best", best), ("Worst", worst))
-            ]
-            yield section(f"Prompts by {row['name']}", *parts)
+    for row in ranking_rows(found["results"]):
+        best, worst = extremes(row)
+        parts = [
+            f"<h3>{title}</h3>{_pictures(found, ids, row)}"
+            for title, ids in (("Best", best), ("Worst", worst))
+        ]
+        yield section(f"Prompts by {row['name']}", *parts)
 
 
 def _samples(found: Row) -> str:
