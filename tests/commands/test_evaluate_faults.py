@@ -16,8 +16,9 @@ import tinydiffusion
 from tinydiffusion import registry
 from tinydiffusion.build import build_dataset
 from tinydiffusion.cli import main
-from tinydiffusion.commands import _evaluation
-from tinydiffusion.commands._evaluation import print_table, report_row, run, write_report
+from tinydiffusion.commands._measuring import Measurement, measure
+from tinydiffusion.commands._rows import print_table, report_row, write_report
+from tinydiffusion.commands._sources import DatasetPictures, eval_batch
 from tinydiffusion.commands._pictures import save_samples
 from tinydiffusion.model_folder.layout import INDEX
 from tinydiffusion.pipeline import TextToImage
@@ -123,14 +124,12 @@ class Evaluator:
         return {"a": 1}
 
 
-def batches(count: int = 2):
-    images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
-    for i in range(count):
-        yield _evaluation.eval_batch("generated", 3 * i, images, ["a"] * 3)
-
-
 def rows_of(*evaluators: Evaluator) -> list[dict]:
-    return run({f"e{i}": e for i, e in enumerate(evaluators)}, batches(), ())
+    measurement = Measurement({f"e{i}": e for i, e in enumerate(evaluators)})
+    images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    for ids in ([0, 1, 2], [3, 4, 5]):
+        measurement.update(eval_batch("generated", ids, images, ["a"] * 3))
+    return measurement.rows()
 
 
 @pytest.mark.parametrize("place", ["update", "compute", "provenance"])
@@ -155,16 +154,15 @@ def test_what_stops_the_program_is_no_fault_of_an_evaluator(error):
         rows_of(Evaluator("update", error))
 
 
-def test_no_picture_is_made_for_evaluators_that_have_all_failed():
-    made = []
-
-    def watched():
-        for batch in batches(50):
-            made.append(batch)
-            yield batch
-
-    run({"e": Evaluator("update")}, watched(), ())
-    assert len(made) <= 2
+def test_no_picture_is_read_for_evaluators_that_have_all_failed(monkeypatch):
+    dataset, read = build_dataset({"name": "scenes", "size": 16, "num_scenes": 50}), []
+    draw = type(dataset).__getitem__
+    monkeypatch.setattr(
+        type(dataset), "__getitem__", lambda self, i: read.append(i) or draw(self, i)
+    )
+    measurement = Measurement({"e": Evaluator("update")})
+    measure(measurement, DatasetPictures("generated", dataset), batch_size=5)
+    assert len(read) <= 10
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
