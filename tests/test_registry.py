@@ -19,7 +19,11 @@ BUILT_IN = {
     "network": {"unet"},
     "sampler": {"ddim", "ddpm", "diffusers", "dpmpp_2m", "euler", "heun"},
     "objective": {"denoising"},
-    "evaluator": {"clip_score", "fid", "pixel_fd", "retrieval", "scene_accuracy"},
+    "evaluator": {
+        *("clip_score", "fd", "fd_dinov2", "fid", "fid_clean", "fid_pt", "inception_score", "kid"),
+        *("pixel_fd", "prdc", "retrieval", "scene_accuracy"),
+    },
+    "feature_extractor": {"classifier", "dinov2", "inception", "open_clip", "pixels"},
 }
 
 

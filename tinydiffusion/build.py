@@ -70,7 +70,7 @@ def _uses(config: Config) -> Iterator[_Use]:
         yield _Use("validation", "dataset", *plugin(_validation_section(config)))
     yield _Use("sampling", "sampler", config.sampling.sampler, {})
     evaluation = config.evaluation
-    _check_metrics(evaluation.metrics, evaluation.options)
+    check_metrics(evaluation.metrics, evaluation.options)
     for name in evaluation.metrics:
         options = evaluation.options.get(name, {})
         yield _Use(f"evaluation.options.{name}", "evaluator", name, options)
@@ -220,11 +220,12 @@ def build_evaluators(
     Raises:
         ConfigError: a metric that is named twice, or options for one that is not named.
     """
-    _check_metrics(metrics, options)
+    check_metrics(metrics, options)
     return {m: registry.create("evaluator", m, **options.get(m, {})) for m in metrics}
 
 
-def _check_metrics(metrics: Sequence[str], options: Iterable[str]) -> None:
+def check_metrics(metrics: Sequence[str], options: Iterable[str]) -> None:
+    """Raise ConfigError where a metric is named twice, or there are options for one not named."""
     if twice := [name for name in metrics if list(metrics).count(name) > 1]:
         raise ConfigError(f"the metric {twice[0]!r} is named twice")
     if unused := [name for name in options if name not in metrics]:

@@ -36,3 +36,11 @@ class OutOfMemoryError(RunError):
     """The device has no memory left."""
 
     exit_code = 6
+
+
+class WeightsError(ValueError):
+    """Weights are not the genuine ones, are damaged or do not fit; the metric's row is an error."""
+
+
+class MissingWeightsError(WeightsError):
+    """Weights are not on this machine and cannot be fetched; the metric's row is skipped."""

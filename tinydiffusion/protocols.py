@@ -217,6 +217,8 @@ class Objective(Protocol):
 class FeatureExtractor(Protocol):
     """Pictures to features; shared by every evaluator that names it."""
 
+    dimensions: int  # D
+
     def __call__(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]: ...
 
     def spec(self) -> dict[str, Any]:
@@ -224,10 +226,13 @@ class FeatureExtractor(Protocol):
         ...
 
 
+SOURCES = ("generated", "reference", "train")
+
+
 class EvalBatch(TypedDict):
     """Pictures on their way to an evaluator."""
 
-    source: str  # "generated" or "reference"
+    source: str  # one of SOURCES
     id: Int[Tensor, "N"]  # global picture number; generated picture i answers prompt i
     image: UInt8[Tensor, "N C H W"]
     prompt: list[str]
@@ -243,6 +248,7 @@ class Score(NamedTuple):
     higher_is_better: bool = True
     details: Mapping[str, Any] = {}
     warnings: Sequence[str] = ()
+    per_picture: Mapping[int, float] = {}  # id -> value, where pictures have one: for pairing
 
 
 EvaluatorState = dict[str, tuple[Tensor, Literal["sum", "cat"]]]
@@ -252,7 +258,7 @@ EvaluatorState = dict[str, tuple[Tensor, Literal["sum", "cat"]]]
 class Evaluator(Protocol):
     """A metric. Its result is a function of `state()` alone, so that parts can be merged."""
 
-    needs: tuple[str, ...]  # of "generated", "reference"
+    needs: tuple[str, ...]  # sources, and "prompts" where generated pictures must have one
 
     def update(self, batch: EvalBatch) -> None: ...
 
@@ -267,6 +273,15 @@ class Evaluator(Protocol):
     def compute(self) -> list[Score]: ...
 
     def provenance(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Illustrated(Protocol):
+    """An evaluator that shows pictures beside its numbers, for the report."""
+
+    def figures(self) -> Mapping[str, UInt8[Tensor, "3 H W"]]:
+        """Pictures by name, a function of the same state as `compute()`."""
+        ...
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ KINDS = {
     "sampler": "samplers",
     "objective": "objectives",
     "evaluator": "evaluators",
+    "feature_extractor": "feature_extractors",
 }
 """Plug-in kind -> folder of this package, and entry-point group `tinydiffusion.<folder>`."""
 
@@ -28,6 +29,10 @@ MAX_SHOWN = 200
 
 class PluginError(ValueError):
     """A plug-in that does not exist, does not load or was given options it does not take."""
+
+
+class BrokenPluginError(PluginError):
+    """A plug-in that is there but cannot be imported."""
 
 
 def builtin_names(kind: str) -> list[str]:
@@ -59,6 +64,14 @@ def names(kind: str) -> list[str]:
     return sorted([*builtin_names(kind), *installed(kind)])
 
 
+def origin(kind: str, name: str) -> str:
+    """Where a plug-in comes from: "built-in", or its `module:attribute` and distribution."""
+    point = installed(kind).get(name)
+    if point is None:
+        return name if ":" in name else "built-in"
+    return f"{point.value} of {point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
 def load(kind: str, name: str) -> Callable[..., Any]:
     """The plug-in's class or function.
 
@@ -66,8 +79,8 @@ def load(kind: str, name: str) -> Callable[..., Any]:
     `module:attribute`, for code that is not installed as a package.
 
     Raises:
-        PluginError: there is no such plug-in, the message listing those that there are, or it
-            cannot be imported.
+        PluginError: there is no such plug-in; the message lists those that there are.
+        BrokenPluginError: it cannot be imported.
     """
     if ":" in name:
         return _load_attribute(kind, name, name)
@@ -240,8 +253,9 @@ def _load_attribute(kind: str, name: str, path: str) -> Callable[..., Any]:
     module, _, attribute = path.partition(":")
     try:
         plugin = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise PluginError(f"cannot load {kind} {name!r}: {error}") from error
+    except Exception as error:  # anything: importing runs whatever the plug-in's author wrote
+        reason = str(error) or type(error).__name__
+        raise BrokenPluginError(f"cannot load {kind} {name!r}: {reason}") from error
     if not callable(plugin):
-        raise PluginError(f"cannot load {kind} {name!r}: {plugin!r} is not callable")
+        raise BrokenPluginError(f"cannot load {kind} {name!r}: {plugin!r} is not callable")
     return plugin

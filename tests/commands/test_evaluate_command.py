@@ -10,14 +10,10 @@ import torch
 from tinydiffusion import registry
 from tinydiffusion.build import build_dataset
 from tinydiffusion.cli import main
-from tinydiffusion.commands._evaluation import (
-    evaluation_prompts,
-    generated_batches,
-    picture_batches,
-    run,
-)
+from tinydiffusion.commands._measuring import Measurement, measure
 from tinydiffusion.commands._pictures import save_samples
-from tinydiffusion.protocols import Score
+from tinydiffusion.commands._sources import DatasetPictures, eval_batch, evaluation_prompts
+from tinydiffusion.protocols import SOURCES, Score
 
 ROW = {
     "name", "value", "n", "ci95", "higher_is_better", "details", "warnings", "evaluator",
@@ -179,7 +175,7 @@ def test_without_out_the_report_is_printed_alone(scenes, capsys, tmp_path, monke
     ("arguments", "message"),
     [
         (["--metrics", "pixel_fs"], "unknown evaluator 'pixel_fs' (did you mean 'pixel_fd'?)"),
-        (["--metrics", "pixel_fd", "nope"], "unknown evaluator 'nope'; there are clip_score,"),
+        (["--metrics", "pixel_fd", "nope"], "unknown evaluator 'nope'; there are "),
         (["--metrics", "pixel_fd", "--pixel_fd.sise", "4"], "has no option 'sise'"),
         (["--metrics", "pixel_fd", "--pixel_fd.size", "four"], "must be int, got 'four'"),
         (["--metrics", "pixel_fd", "--pixel_fd.size", "0"], "size must be in [1, 32], got 0"),
@@ -246,29 +242,50 @@ class Counter:
         return {"a": 1}
 
 
+class Made:
+    """Five black pictures."""
+
+    source, block, prompts, unreadable = "generated", 1, list("abcde"), {}
+
+    def __len__(self):
+        return 5
+
+    def read(self, ids):
+        images = torch.zeros(len(ids), 3, 16, 16, dtype=torch.uint8)
+        return eval_batch("generated", ids, images, [self.prompts[i] for i in ids])
+
+    def about(self):
+        return {}
+
+    def content_key(self, ids):
+        return None
+
+    def remarks(self):
+        return []
+
+
 def test_evaluators_see_the_sources_that_they_need_numbered_through():
     dataset = build_dataset({"name": "scenes", "size": 16, "num_scenes": 70})
-    images = torch.zeros(5, 3, 16, 16, dtype=torch.uint8)
     evaluators = {"all": Counter("generated", "reference"), "one": Counter("generated")}
-    rows = run(
-        evaluators,
-        generated_batches(iter([images[:3], images[3:]]), ["a", "b", "c", "d", "e"]),
-        picture_batches("reference", dataset),
-    )
+    measurement = Measurement(evaluators)
+    for pictures in (Made(), DatasetPictures("reference", dataset)):
+        measure(measurement, pictures, 3)
     everything = {"generated": list(range(5)), "reference": list(range(70))}
     assert evaluators["all"].seen == everything
     assert evaluators["one"].seen == {**everything, "reference": []}
+    rows = measurement.rows(["beside all"])
     assert [row["evaluator"] for row in rows] == ["all", "one"]
     assert rows[0]["ci95"] == [0.0, 1.0]
-    assert rows[0]["provenance"] == {"a": 1}
+    assert rows[0]["provenance"]["a"] == 1
+    assert rows[0]["provenance"]["quantise"].startswith("uint8")
+    assert rows[1]["warnings"] == ["beside all"]
 
 
-def test_pictures_that_nobody_needs_are_not_made():
-    def batches():
-        raise AssertionError("a picture was made")
-        yield
-
-    assert run({}, batches(), batches()) == []
+def test_pictures_that_nobody_needs_are_not_made(monkeypatch):
+    monkeypatch.setattr(Made, "read", lambda self, ids: pytest.fail("a picture was made"))
+    measurement = Measurement({})
+    measure(measurement, Made(), 3)
+    assert measurement.rows() == []
 
 
 @pytest.mark.parametrize(("count", "wanted"), [(10, 4), (10, 10), (3, 7)])
@@ -287,4 +304,4 @@ def test_prompts_are_spread_over_the_set(count, wanted):
 
 def test_every_registered_evaluator_names_its_sources():
     for name in registry.names("evaluator"):
-        assert set(registry.load("evaluator", name).needs) <= {"generated", "reference"}
+        assert set(registry.load("evaluator", name).needs) <= {*SOURCES, "prompts"}

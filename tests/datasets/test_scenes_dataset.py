@@ -1,11 +1,13 @@
 """Examples depend on (seed, split, index) alone; options outside the allowed are refused."""
 
+import hashlib
+
 import pytest
 import torch
 
 from tinydiffusion import registry
 from tinydiffusion.datasets.scenes import ScenesDataset
-from tinydiffusion.scenes.captions import captions
+from tinydiffusion.scenes.captions import captions, short_captions
 from tinydiffusion.scenes.sampling import combinations
 from tinydiffusion.scenes.vocabulary import CATEGORIES
 
@@ -62,6 +64,7 @@ def test_it_is_a_plug_in():
         {"seed": -1},
         {"categories": ()},
         {"categories": ("three_objects",)},
+        {"size": 30, "categories": ("spelling",)},
     ],
 )
 def test_wrong_options_are_refused(options):
@@ -72,6 +75,39 @@ def test_wrong_options_are_refused(options):
 def test_unknown_split_is_refused():
     with pytest.raises(ValueError, match="split='test' is not one of train, held_out"):
         ScenesDataset(split="test")
+
+
+def digest(data, n):
+    examples = [data[i] for i in range(n)]
+    parts = [(e["image"].numpy().tobytes(), "\n".join(e["caption"]), e["id"]) for e in examples]
+    return hashlib.sha256(b"".join(p + c.encode() + i.encode() for p, c, i in parts)).hexdigest()
+
+
+def test_the_default_scenes_never_change():
+    """Measured results name them; a change here makes every published number another one's."""
+    assert digest(ScenesDataset(), 64) == (
+        "c6aa171240e2406cc7e1dd1456f65202610e6137121337f4f9516f4e71b07c21"
+    )
+    held_out = ScenesDataset(
+        split="held_out", categories=("one_object", "two_objects", "counting"), size=32
+    )
+    assert digest(held_out, 66) == (
+        "e45f43e0529284f4906e8a076feefc39b36979cdd24468fe968385ca083b1c51"
+    )
+
+
+def test_short_captions_come_after_the_full_ones_and_change_no_picture():
+    full, both = ScenesDataset(), ScenesDataset(short_captions=True)
+    for i in range(4):
+        scene = full.scene(i)
+        assert both[i]["caption"] == captions(scene) + short_captions(scene)
+        torch.testing.assert_close(both[i]["image"], full[i]["image"], rtol=0, atol=0)
+
+
+def test_words_can_be_trained_on():
+    data = ScenesDataset(categories=("one_object", "spelling"), short_captions=True)
+    assert data[1]["caption"][0].startswith('the word "')
+    assert "word" not in data[0]["caption"][0]
 
 
 @pytest.mark.parametrize("index", [-1, 5])

@@ -34,13 +34,13 @@ def scenes():
     asked = [every[i] for i in rng.choice(len(every), N, replace=False)]
     sources = {
         source: torch.stack([render(place(description, rng)) for description in asked])
-        for source in ("generated", "reference")
+        for source in ("generated", "reference", "train")
     }
     return sources, [caption(description) for description in asked]
 
 
 def feed(name, scenes, batch, order, sizes):
-    """The evaluator after both sources in this order and in batches of these sizes."""
+    """The evaluator after its sources in this order and in batches of these sizes."""
     sources, prompts = scenes
     evaluator = registry.create("evaluator", name)
     for source, images in sources.items():

@@ -7,10 +7,13 @@ import scipy.linalg
 import scipy.stats
 import torch
 
+from tinydiffusion.evaluators import _statistics
 from tinydiffusion.evaluators._statistics import (
     Moments,
     frechet_distance,
     mean_interval,
+    student_interval,
+    student_quantile,
     wilson_interval,
 )
 
@@ -91,9 +94,29 @@ def test_wilson_interval_equals_scipy(successes, n):
 def test_no_pictures_have_no_interval():
     assert wilson_interval(0, 0) is None
     assert mean_interval(torch.ones(1)) is None
+    assert student_interval(torch.ones(1)) is None
 
 
 def test_mean_interval_has_the_closed_form():
     low, high = mean_interval(torch.tensor([0.0, 2.0] * 50, dtype=torch.float64))
     half = 1.959963984540054 * math.sqrt(100 / 99) / 10
     assert (low, high) == pytest.approx((1 - half, 1 + half))
+
+
+def test_blocks_of_the_symmetric_form_fit_together(monkeypatch):
+    """Features that are no multiple of the block, and several blocks."""
+    monkeypatch.setattr(_statistics, "BLOCK", 5)
+    a, b = normal(60, 12, seed=2), normal(80, 12, seed=3, mean=0.3, scale=1.7)
+    expected = _statistics.frechet_distance_of_features(a, b)
+    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 5, 9, 30])
+def test_student_quantile_is_right_to_one_percent(freedom):
+    expected = scipy.stats.t.ppf(0.975, freedom)
+    assert student_quantile(freedom) == pytest.approx(expected, rel=0.01)
+    values = normal(freedom + 1, 1, seed=0)[:, 0]
+    low, high = student_interval(values)
+    assert (high - low) / 2 == pytest.approx(
+        expected * values.std().item() / math.sqrt(freedom + 1), rel=0.01
+    )

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d
 
-from tinydiffusion.evaluators._features.pixels import AreaAverage
 from tinydiffusion.evaluators.pixel_fd import PixelFD
+from tinydiffusion.feature_extractors.pixels import AreaAverage
 
 
 def score(evaluator, *batches):
@@ -57,9 +57,8 @@ def test_floor_is_the_distance_between_two_near_equal_halves(batch, pictures):
     assert sorted(result.details["floor_n"]) == [50, 51]
     assert 0 < result.details["floor"] < 0.1
     planted = images.clone()
-    half = evaluator.sums.moments["reference_a"].n
     first = torch.frac(torch.arange(101).double() * 0.6180339887498949) < 0.5
-    assert first.sum() == half
+    assert first.sum() == result.details["floor_n"][0]
     planted[first], planted[~first] = 0, 255
     result = score(PixelFD(size=2), batch("generated", images), batch("reference", planted))
     assert result.details["floor"] == pytest.approx(12)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tinydiffusion.evaluators.scene_accuracy import SceneAccuracy, derangement
+from tinydiffusion.evaluators._composition import derangement
+from tinydiffusion.evaluators.scene_accuracy import SceneAccuracy
 from tinydiffusion.scenes.captions import caption
 from tinydiffusion.scenes.render import render
 from tinydiffusion.scenes.sampling import sample_scene
@@ -52,14 +53,17 @@ def test_true_pictures_are_right_and_exchanged_prompts_are_not(batch, drawn):
         "scene_accuracy/one_object",
         "scene_accuracy/two_objects",
         "scene_accuracy/background",
+        "scene_accuracy/exists",
         "scene_accuracy/count",
-        "scene_accuracy/shape",
         "scene_accuracy/colour",
         "scene_accuracy/relation",
+        "scene_accuracy/exclude",
+        "scene_accuracy/conditions_3",
+        "scene_accuracy/conditions_6",
         "scene_accuracy/skipped",
         "scene_accuracy/shuffled_captions",
     ]
-    assert [score.value for score in result.values()] == [1] * 8 + [0] * 2
+    assert [score.value for score in result.values()] == [1] * 11 + [0] * 2
     assert result["scene_accuracy/relation"].n == 10
     assert result["scene_accuracy/shuffled_captions"].n == 20
     low, high = result["scene_accuracy"].ci95
@@ -76,7 +80,8 @@ def test_planted_mistakes_fall_on_their_attribute(batch, drawn):
     noise = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=generator)
     images[1] = noise  # not well-formed: skipped
     result = measure(batch, images, prompts)
-    expected = {"": 0.9, "/background": 0.9, "/shape": 0.95, "/skipped": 0.05, "/relation": 0.9}
+    skipped = {"": 0.9, "/background": 0.9, "/skipped": 0.05, "/relation": 0.9}
+    expected = {**skipped, "/exists": 28 / 30, "/colour": 28 / 30}  # a pair has two objects
     for row, value in expected.items():
         assert result[f"scene_accuracy{row}"].value == pytest.approx(value), row
 
@@ -89,11 +94,20 @@ def test_verdicts_per_prompt_are_for_the_report(batch, drawn):
     assert first == {
         "id": 7,
         "prompt": prompts[0],
+        "tag": "one_object",
         "outcome": "right",
-        "right": True,
-        "attributes": {"background": True, "count": True, "shape": True, "colour": True},
+        "correct": True,
+        "reason": "",
+        "atoms": {
+            "background": [True],
+            "exists": [True],
+            "count": [True],
+            "colour": [True],
+            "exclude": [True],
+        },
     }
-    assert second["attributes"]["relation"] is True
+    assert second["atoms"]["relation"] == [True]
+    assert second["atoms"]["exists"] == [True, True]
     json.dumps([first, second])
 
 

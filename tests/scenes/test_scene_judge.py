@@ -7,24 +7,22 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from tinydiffusion.scenes.captions import captions
+from tinydiffusion.scenes.captions import captions, parse, short_captions
 from tinydiffusion.scenes.controls import wrong_descriptions
-from tinydiffusion.scenes.judge import Verdict, compare, judge
+from tinydiffusion.scenes.geneval import from_record, to_prompt
+from tinydiffusion.scenes.judge import compare, judge
 from tinydiffusion.scenes.reading import COLOUR_LIMIT, connected_components, read
 from tinydiffusion.scenes.render import render
 from tinydiffusion.scenes.sampling import sample_scene
 from tinydiffusion.scenes.vocabulary import (
     BACKGROUNDS,
-    CATEGORIES,
     COLOURS,
     Object,
-    ObjectDescription,
     Scene,
-    SceneDescription,
 )
 
-RED_CIRCLE, BLUE_SQUARE = ObjectDescription("circle", "red"), ObjectDescription("square", "blue")
-PAIR = SceneDescription("white", (RED_CIRCLE, BLUE_SQUARE), "left of")
+CATEGORIES = ("one_object", "two_objects", "counting")  # of shapes
+PAIR = "a red circle left of a blue square on a white background"
 
 
 def draw(*objects, background="white", size=32):
@@ -38,15 +36,19 @@ def scenes(n):
     return [sample_scene(rng, CATEGORIES[i % 3], splits[i % 2]) for i in range(n)]
 
 
+def compared(seen, description):
+    return compare(seen, to_prompt(description, "", "")).outcome
+
+
 def tally(n, size=32, change=lambda image: image):
     """(true captions accepted, wrong captions accepted, number of wrong captions)."""
     right = wrongly_right = num_wrong = 0
     for scene in scenes(n):
         seen = read(change(render(scene, size)))
-        right += compare(seen, scene.description).outcome == "right"
+        right += compared(seen, scene.description) == "right"
         for every in wrong_descriptions(scene.description).values():
             num_wrong += len(every)
-            wrongly_right += sum(compare(seen, wrong).outcome == "right" for wrong in every)
+            wrongly_right += sum(compared(seen, wrong) == "right" for wrong in every)
     return right, wrongly_right, num_wrong
 
 
@@ -96,8 +98,20 @@ def test_specks_are_overlooked():
 
 
 def test_any_template_can_be_asked():
-    for scene in scenes(30):
-        assert all(judge(render(scene), text).outcome == "right" for text in captions(scene))
+    for scene in scenes(60):
+        told = [*captions(scene), *short_captions(scene)]
+        assert all(judge(render(scene), text).outcome == "right" for text in told)
+
+
+def test_short_captions_with_one_attribute_wrong_are_refused():
+    num_wrong = 0
+    for scene in scenes(200):
+        seen = read(render(scene))
+        for text in short_captions(scene)[::3]:
+            for every in wrong_descriptions(parse(text)).values():
+                num_wrong += len(every)
+                assert not any(compared(seen, wrong) == "right" for wrong in every), text
+    assert num_wrong > 5_000
 
 
 @pytest.mark.parametrize(
@@ -105,35 +119,71 @@ def test_any_template_can_be_asked():
     [
         ("a red circle left of a blue square on a black background", {"background"}),
         ("a red circle right of a blue square on a white background", {"relation"}),
-        ("a red circle above a blue square on a white background", {"relation"}),
-        ("a blue circle left of a red square on a white background", {"colours"}),
-        ("a red square left of a blue circle on a white background", {"shapes"}),
+        ("a red circle above a blue square", {"relation"}),
+        ("a circle above a square", {"relation"}),
+        ("a blue circle left of a red square on a white background", {"colour", "relation"}),
+        ("a blue circle and a red square", {"colour"}),
+        ("a red square and a blue circle on a white background", {"colour"}),
         ("a blue square left of a red circle on a white background", {"relation"}),
-        ("a red circle left of a green square on a white background", {"colours"}),
-        ("a red circle left of a blue triangle on a white background", {"shapes"}),
-        ("a red circle on a white background", {"count", "shapes", "colours"}),
-        ("three red circles on a white background", {"count", "shapes", "colours"}),
-        ("two red circles on a white background", {"shapes", "colours"}),
+        ("a red circle and a green square on a white background", {"colour"}),
+        ("a circle and a triangle", {"exists", "count", "exclude"}),
+        ("a red circle on a white background", {"exclude"}),
+        ("two circles", {"count", "exclude"}),
+        ("three blue circles", {"count", "colour", "exclude"}),
+        ('the word "CAT" in red', {"exists", "count", "colour", "text"}),
     ],
 )
 def test_the_verdict_names_what_is_wrong(asked, wrong):
     image = draw(("circle", "red", 0.3, 0.5, 0.16), ("square", "blue", 0.75, 0.5, 0.16))
     verdict = judge(image, asked)
     assert verdict.outcome == "wrong"
-    names = ("background", "count", "shapes", "colours", "relation")
-    assert {name for name in names if not getattr(verdict, name)} == wrong
+    assert {atom.kind for atom in verdict.atoms if not atom.right} == wrong
+    assert verdict.reason
+
+
+def test_one_atom_for_each_thing_that_is_said():
+    verdict = judge(draw(), PAIR)
+    kinds = [atom.kind for atom in verdict.atoms]
+    each = ["exists", "count", "colour"]
+    assert kinds == ["background", *each, *each, "relation", "exclude"]
+    assert [atom.right for atom in verdict.atoms] == [True, *[False] * 7, True]
 
 
 def test_a_blank_picture_is_wrong_not_skipped():
     verdict = judge(draw(), "a red circle on a white background")
-    assert verdict == Verdict("wrong", background=True, relation=True)
+    assert verdict.outcome == "wrong"
+    assert "expected circle>=1, found 0" in verdict.reason
 
 
 def test_more_objects_than_captions_can_count_are_wrong():
     places = [(x, y) for x in (0.2, 0.5, 0.8) for y in (0.3, 0.7)]
     image = draw(*(("circle", "red", x, y, 0.1) for x, y in places))
     verdict = judge(image, "five red circles on a white background")
-    assert verdict == Verdict("wrong", True, False, True, True, True)
+    assert verdict.reason == "expected circle<6, found 6"
+
+
+def test_without_exclude_more_may_be_there_as_in_geneval():
+    image = draw(("circle", "red", 0.3, 0.5, 0.16), ("square", "blue", 0.75, 0.5, 0.16))
+    record = {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}]}
+    lenient = from_record({**record, "prompt": "a photo of a red circle"})
+    strict = from_record({**record, "exclude": [{"class": "square", "count": 1}], "prompt": "no"})
+    assert judge(image, lenient).outcome == "right"
+    assert judge(image, strict).reason == "expected square<1"
+
+
+def test_equal_shapes_need_objects_of_their_own():
+    asked = "a red circle left of a blue circle on a white background"
+    left, right = ("circle", "red", 0.3, 0.5, 0.16), ("circle", "blue", 0.75, 0.5, 0.16)
+    assert judge(draw(left, right), asked).outcome == "right"
+    one = judge(draw(left), asked)
+    assert [a.right for a in one.atoms if a.kind == "exists"] == [True, False]
+    assert [a.right for a in one.atoms if a.kind == "colour"] == [False, True]
+
+
+def test_unrelated_objects_may_lie_on_a_diagonal():
+    image = ILL_FORMED["diagonal"]
+    assert judge(image, "a red circle and a blue square").outcome == "right"
+    assert judge(image, PAIR).outcome == "skip"
 
 
 NOISE = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8))
@@ -150,7 +200,10 @@ ILL_FORMED = {
 
 @pytest.mark.parametrize("name", ILL_FORMED)
 def test_ill_formed_pictures_are_skipped(name):
-    assert judge(ILL_FORMED[name], PAIR) == Verdict("skip")
+    verdict = judge(ILL_FORMED[name], PAIR)
+    assert verdict.outcome == "skip"
+    assert not any(atom.right for atom in verdict.atoms)
+    assert verdict.reason == "not well-formed"
 
 
 def test_an_unknown_caption_is_an_error():

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from tinydiffusion.scenes import sampling
+from tinydiffusion.scenes.font import WORD_ASPECT, WORDS
 from tinydiffusion.scenes.sampling import combinations, sample_scene
-from tinydiffusion.scenes.vocabulary import BACKGROUNDS, CATEGORIES, COLOURS, COUNT_WORDS, SHAPES
+from tinydiffusion.scenes.vocabulary import (
+    BACKGROUNDS,
+    CATEGORIES,
+    COLOURS,
+    COUNT_WORDS,
+    SHAPES,
+    WORD,
+)
 
 
 def scenes(category, split="train", n=300):
@@ -21,6 +29,7 @@ def scenes(category, split="train", n=300):
         ("one_object", 4 * 18),
         ("two_objects", 4 * 18 * 17 * 2),  # A left of B == B right of A
         ("counting", 4 * 18 * 4),
+        ("spelling", 4 * 6 * len(WORDS)),
     ],
 )
 def test_splits_are_disjoint_and_a_fifth_is_held_out(category, total):
@@ -34,10 +43,20 @@ def test_splits_are_disjoint_and_a_fifth_is_held_out(category, total):
 def test_every_single_attribute_is_trained_on(category):
     train = combinations(category, "train")
     assert {d.background for d in train} == set(BACKGROUNDS)
-    kinds = {o for d in train for o in d.objects}
-    assert len(kinds) == len(SHAPES) * len(COLOURS)
+    kinds = {(o.shape, o.colour) for d in train for o in d.objects}
+    assert len(kinds) == len(COLOURS) * (1 if category == "spelling" else len(SHAPES))
     if category == "counting":
         assert {len(d.objects) for d in train} == set(COUNT_WORDS)
+
+
+def test_held_out_words_are_never_trained_on_but_their_letters_are():
+    train, held_out = (
+        {d.objects[0].text for d in combinations("spelling", split)}
+        for split in ("train", "held_out")
+    )
+    assert not train & held_out
+    assert len(held_out) == len(WORDS) // 5
+    assert set("".join(train)) == set("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 def test_held_out_combinations_never_change():
@@ -61,9 +80,10 @@ def test_scenes_come_from_their_split(category, split):
 def test_objects_stay_inside_and_keep_the_gap(category):
     for scene in scenes(category):
         for o in scene.objects:
-            reach = sampling.MARGIN + o.radius - 1e-9
-            assert reach <= o.x <= 1 - reach
-            assert reach <= o.y <= 1 - reach
+            aspect = WORD_ASPECT if o.shape == WORD else 1
+            for place, radius in ((o.x, o.radius), (o.y, o.radius * aspect)):
+                reach = sampling.MARGIN + radius - 1e-9
+                assert reach <= place <= 1 - reach
         for o, p in pairs_of(scene.objects, 2):
             distance = max(abs(o.x - p.x), abs(o.y - p.y))
             assert distance >= o.radius + p.radius + sampling.GAP - 1e-9

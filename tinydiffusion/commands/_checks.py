@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from tinydiffusion.build import build_schedule, captions_of, check_plugins
-from tinydiffusion.commands._evaluation import eval_batch
+from tinydiffusion.commands._sources import eval_batch
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.diffusion.denoiser import Denoiser
-from tinydiffusion.protocols import Batch, Dataset, Evaluator, Objective
+from tinydiffusion.protocols import SOURCES, Batch, Dataset, Evaluator, Objective
 
 BOUNDS = {
     "seed": (0, 2**62),
@@ -76,9 +76,9 @@ def check_fits(
     example = reference[0]
     for evaluator in evaluators.values():
         before = copy.deepcopy(evaluator.state())  # updated in place
-        for source in evaluator.needs:
+        for source in set(SOURCES) & set(evaluator.needs):
             image, captions = example["image"][None], captions_of(example)[:1]
-            evaluator.update(eval_batch(source, 0, image, captions))
+            evaluator.update(eval_batch(source, [0], image, captions))
         evaluator.load_state(before)
 
 

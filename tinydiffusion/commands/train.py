@@ -20,15 +20,11 @@ from tinydiffusion.build import (
     survey,
 )
 from tinydiffusion.commands._checks import check_config, check_fits
-from tinydiffusion.commands._evaluation import (
-    evaluate_pipeline,
-    evaluation_prompts,
-    print_table,
-    report_row,
-    write_report,
-)
+from tinydiffusion.commands._evaluation import evaluate_pipeline
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
 from tinydiffusion.commands._pictures import save_labelled_grid
+from tinydiffusion.commands._rows import print_table, report_row, write_report
+from tinydiffusion.commands._sources import evaluation_prompts
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.durable import naming_disk_errors, replace_file
 from tinydiffusion.pipeline import TextToImage
@@ -197,6 +193,7 @@ class _Run:
                 self.evaluators,
                 self.reference,
                 num_images=self.config.evaluation.num_images,
+                train=self.dataset,
             )
         speed = Score("pictures_per_second", result.pictures_per_second, result.pictures_seen)
         rows.append(report_row(speed, "trainer", {"device": str(self.device)}))

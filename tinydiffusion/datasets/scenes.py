@@ -6,7 +6,8 @@ from typing import cast
 import numpy as np
 
 from tinydiffusion.protocols import Example
-from tinydiffusion.scenes.captions import captions
+from tinydiffusion.scenes.captions import captions, short_captions
+from tinydiffusion.scenes.font import MIN_SIDE
 from tinydiffusion.scenes.render import render
 from tinydiffusion.scenes.sampling import sample_scene
 from tinydiffusion.scenes.vocabulary import CATEGORIES, SPLITS, Category, Scene, Split
@@ -16,11 +17,13 @@ class ScenesDataset:
     """Captioned scenes; example i depends on (`seed`, `split`, i) and the categories alone.
 
     Args:
-        size: pixels of a side, even, in [16, 1024].
+        size: pixels of a side, even, in [16, 1024]; for spelling at least 32.
         num_scenes: how many examples there are, at most 10 million.
         seed: another seed, another set of scenes.
         split: "train", or "held_out" for the fifth of the combinations that train never shows.
-        categories: of "one_object", "two_objects" and "counting"; they take turns.
+        categories: of "one_object", "two_objects", "counting" and "spelling"; they take turns.
+        short_captions: also captions that leave out colours, the relation or the background, as
+            GenEval's prompts do; they come after the full ones.
 
     Raises:
         ValueError: an option outside of these.
@@ -34,6 +37,7 @@ class ScenesDataset:
         seed: int = 0,
         split: str = "train",
         categories: Sequence[str] = ("one_object", "two_objects"),
+        short_captions: bool = False,
     ) -> None:
         _check(size, num_scenes, seed, split, categories)
         self.size = size
@@ -41,6 +45,7 @@ class ScenesDataset:
         self.seed = seed
         self.split: Split = cast(Split, split)
         self.categories = cast(tuple[Category, ...], tuple(categories))
+        self.short_captions = short_captions
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -50,7 +55,7 @@ class ScenesDataset:
         scene = self.scene(index)
         return {
             "image": render(scene, self.size),
-            "caption": captions(scene),
+            "caption": captions(scene) + (short_captions(scene) if self.short_captions else []),
             "id": f"scenes-{self.split}-{index:06d}",
         }
 
@@ -79,6 +84,8 @@ def _check(size: int, num_scenes: int, seed: int, split: str, categories: Sequen
     unknown = [category for category in categories if category not in CATEGORIES]
     if unknown or not categories:
         raise ValueError(f"categories={categories!r}: give at least one of {', '.join(CATEGORIES)}")
+    if "spelling" in categories and size < MIN_SIDE:
+        raise ValueError(f"size={size!r} is too small for words; spelling needs {MIN_SIDE}")
 
 
 PLUGIN = ScenesDataset

@@ -1,4 +1,4 @@
-"""What has to be the same for two numbers to be comparable."""
+"""What has to be the same for two numbers to be comparable, and what to say where it is unknown."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -10,3 +10,13 @@ def provenance(spec: Mapping[str, Any], *packages: str) -> dict[str, Any]:
     rest = {key: value for key, value in spec.items() if key != "name"}
     versions = {package: version(package) for package in ("torch", *packages)}
     return {"extractor": spec["name"], **rest, "packages": versions}
+
+
+def unverified(spec: Mapping[str, Any]) -> list[str]:
+    """A warning for the rows of an extractor whose weights are not known to be genuine."""
+    if spec["verified"]:
+        return []
+    return [
+        f"the weights of {spec['name']} are not verified (SHA-256 {spec['weights_sha256'][:16]}...)"
+        ": compare this only with numbers of the same weights"
+    ]

@@ -10,6 +10,9 @@ from torch import Tensor
 Z_95 = 1.959963984540054
 """97.5 % quantile of the standard normal distribution."""
 
+BLOCK = 256
+"""Columns that are multiplied at once: few enough to leave zeros out, enough to be fast."""
+
 
 class Moments(NamedTuple):
     """Count, sum and sum of outer products, all float64: two parts merge by adding them."""
@@ -41,7 +44,7 @@ class Moments(NamedTuple):
 
     def covariance(self) -> Float[Tensor, "D D"]:
         """Unbiased covariance (divided by n - 1)."""
-        return (self.outer - torch.outer(self.total, self.mean())) / (self.n - 1)
+        return torch.addr(self.outer, self.total, self.mean(), alpha=-1).div_(self.n - 1)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -58,28 +61,86 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Raises:
         ValueError: a set has fewer than two pictures, so that it has no covariance.
     """
-    for moments in (a, b):
-        if moments.n < 2:
-            n = int(moments.n)
-            raise ValueError(f"a Fréchet distance needs at least 2 pictures per set, got {n}")
+    _check_sizes(int(a.n), int(b.n))
     if a.n > b.n:  # the smaller set has the lower rank, and so the smaller problem
         a, b = b, a
     covariance_a, covariance_b = a.covariance(), b.covariance()
-    root = _square_root_factor(covariance_a)
     # Rounding leaves eigenvalues slightly below 0 where the true ones are 0: they count as 0.
-    eigenvalues = torch.linalg.eigvalsh(root.T @ covariance_b @ root).clamp(min=0)
+    eigenvalues = torch.linalg.eigvalsh(_symmetric_form(covariance_a, covariance_b)).clamp(min=0)
     trace = covariance_a.trace() + covariance_b.trace() - 2 * eigenvalues.sqrt().sum()
     distance = (a.mean() - b.mean()).square().sum() + trace  # eq. 6
     # For the same reason two equal sets may come out near -1e-6; a squared distance is never < 0.
     return max(0.0, distance.item())
 
 
-def _square_root_factor(covariance: Float[Tensor, "D D"]) -> Float[Tensor, "D K"]:
-    """R with R Rᵀ = covariance; K is the rank, so that few pictures make a small problem."""
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
+def frechet_distance_of_features(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
+    """`frechet_distance` of two sets of features, in far less time where N, M < D.
+
+    With A and B the centred features over the roots of N - 1 and M - 1, S_a = Aᵀ A and
+    S_b = Bᵀ B, so that the trace of the root of S_a S_b is the sum of the singular values of A Bᵀ.
+
+    Raises:
+        ValueError: a set has fewer than two pictures.
+    """
+    _check_sizes(len(a), len(b))
+    a, b = a.double(), b.double()
+    factor_a = (a - a.mean(dim=0)) / math.sqrt(len(a) - 1)
+    factor_b = (b - b.mean(dim=0)) / math.sqrt(len(b) - 1)
+    root_trace = torch.linalg.svdvals(factor_a @ factor_b.T).sum()
+    trace = factor_a.square().sum() + factor_b.square().sum() - 2 * root_trace
+    distance = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + trace  # eq. 6
+    return max(0.0, distance.item())  # as above
+
+
+def _check_sizes(*sizes: int) -> None:
+    if min(sizes) < 2:
+        raise ValueError(f"a Fréchet distance needs at least 2 pictures per set, got {min(sizes)}")
+
+
+def _symmetric_form(a: Float[Tensor, "D D"], b: Float[Tensor, "D D"]) -> Float[Tensor, "K K"]:
+    """Rᵀ b R with R Rᵀ = a; only its lower half is filled."""
+    triangle = _cholesky(a)
+    if triangle is not None:
+        return _triangular_form(triangle, b)
+    # Fewer pictures than features: K is the rank, so that few pictures make a small problem.
+    eigenvalues, vectors = torch.linalg.eigh(a)
     floor = eigenvalues.abs().max() * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
     kept = eigenvalues > floor
-    return vectors[:, kept] * eigenvalues[kept].sqrt()
+    root = vectors[:, kept] * eigenvalues[kept].sqrt()
+    return root.T @ b @ root
+
+
+def _cholesky(a: Float[Tensor, "D D"]) -> Float[Tensor, "D D"] | None:
+    """L with L Lᵀ = a, its upper half not filled; None where the rank is not full.
+
+    In blocks it is nearly all matrix products, which takes two thirds of LAPACK's time.
+    """
+    factor = torch.empty_like(a)
+    for i in range(0, len(a), BLOCK):
+        block, below = slice(i, i + BLOCK), slice(i + BLOCK, None)
+        panel = a[i:, block] - factor[i:, :i] @ factor[block, :i].T
+        corner, failed = torch.linalg.cholesky_ex(panel[:BLOCK])
+        if failed:
+            return None
+        factor[block, block] = corner
+        factor[below, block] = torch.linalg.solve_triangular(
+            corner.T, panel[BLOCK:], upper=True, left=False
+        )
+    return factor
+
+
+def _triangular_form(
+    triangle: Float[Tensor, "D D"], b: Float[Tensor, "D D"]
+) -> Float[Tensor, "D D"]:
+    """The lower half of Lᵀ b L, in a quarter of two matrix products: zeros are left out."""
+    product, form = torch.empty_like(b), torch.empty_like(b)
+    for i in range(0, len(b), BLOCK):
+        block = slice(i, i + BLOCK)
+        product[i:, block] = b[i:, i:] @ triangle[i:, block]
+    for i in range(0, len(b), BLOCK):
+        block = slice(i, i + BLOCK)
+        form[block, : i + BLOCK] = triangle[i:, block].T @ product[i:, : i + BLOCK]
+    return form
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float] | None:
@@ -99,3 +160,24 @@ def mean_interval(values: Float[Tensor, "N"]) -> tuple[float, float] | None:
         return None
     half = Z_95 * values.std().item() / math.sqrt(len(values))
     return values.mean().item() - half, values.mean().item() + half
+
+
+def student_interval(values: Float[Tensor, "N"]) -> tuple[float, float] | None:
+    """95 % interval of the mean of few values, by Student's t; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    half = student_quantile(len(values) - 1) * values.std().item() / math.sqrt(len(values))
+    return values.mean().item() - half, values.mean().item() + half
+
+
+def student_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t, to 1 %: Abramowitz and Stegun (1964), eq. 26.7.5."""
+    if freedom <= 2:  # where the series is poor, and the quantile has a closed form
+        return 0.95 / math.sqrt(2 * 0.975 * 0.025) if freedom == 2 else math.tan(0.475 * math.pi)
+    z, n = Z_95, freedom
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )

@@ -6,14 +6,19 @@ import torch
 from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
-from tinydiffusion.protocols import EvaluatorState
+from tinydiffusion.protocols import SOURCES, EvalBatch, EvaluatorState
+
+Columns = Mapping[str, Shaped[Tensor, "N ..."] | Sequence[str]]
+"""Column name -> one tensor row or one text per picture."""
 
 
 class Table:
     """Rows of one source in id order, whatever the order and the batches they came in.
 
+    Tensors are kept in main memory, in the batches that they came in.
+
     Args:
-        source: "generated" or "reference"; the prefix of its state keys.
+        source: "generated", "reference" or "train"; the prefix of its state keys.
         tensors: Names of the tensor columns, one tensor per row.
         texts: Names of the text columns, one string per row.
     """
@@ -22,40 +27,42 @@ class Table:
         self, source: str, *, tensors: Sequence[str] = (), texts: Sequence[str] = ()
     ) -> None:
         self.source, self.tensors, self.texts = source, tuple(tensors), tuple(texts)
-        self._rows: dict[int, dict[str, Tensor | str]] = {}
+        self._clear()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._seen)
 
-    def add(
-        self,
-        ids: Int[Tensor, "N"],
-        columns: Mapping[str, Shaped[Tensor, "N ..."] | Sequence[str]],
-    ) -> None:
+    def add(self, ids: Int[Tensor, "N"], columns: Columns) -> None:
         """Take in N rows.
 
         Raises:
             ValueError: an id came before; every picture is measured once.
         """
         assert set(columns) == {*self.tensors, *self.texts}, columns.keys()
-        for position, row in enumerate(ids.tolist()):
-            if row in self._rows:
+        assert all(len(column) == len(ids) for column in columns.values())
+        for row in ids.tolist():
+            if row in self._seen:
                 raise ValueError(
                     f"{self.source} picture {row} was given twice; each id is measured once"
                 )
-            self._rows[row] = {name: values[position] for name, values in columns.items()}
+            self._seen.add(row)
+        self._ids.append(ids.cpu())
+        for name in self.tensors:
+            self._tensors[name].append(torch.as_tensor(columns[name]).detach().cpu())
+        for name in self.texts:
+            self._texts[name].extend(str(text) for text in columns[name])
 
     def ids(self) -> list[int]:
         """Picture ids, rising."""
-        return sorted(self._rows)
+        return sorted(self._seen)
 
     def tensor(self, name: str) -> Shaped[Tensor, "N ..."]:
         """A tensor column in id order; a tensor of length 0 when there are no rows."""
-        return torch.stack(self._column(name)) if self._rows else torch.zeros(0)
+        return torch.cat(self._tensors[name])[self._order()] if len(self) else torch.zeros(0)
 
     def text(self, name: str) -> list[str]:
         """A text column in id order."""
-        return self._column(name)
+        return [self._texts[name][row] for row in self._order().tolist()]
 
     def state(self) -> EvaluatorState:
         """Every column, each to be merged by concatenation."""
@@ -74,7 +81,7 @@ class Table:
         Raises:
             ValueError: two parts hold the same id.
         """
-        self._rows = {}
+        self._clear()
         columns: dict[str, Tensor | list[str]] = {
             name: state[self._key(name)][0] for name in self.tensors
         }
@@ -83,11 +90,67 @@ class Table:
             columns[name] = _unpack(state[self._key(name)][0], lengths)
         self.add(state[self._key("id")][0], columns)
 
+    def _clear(self) -> None:
+        self._seen: set[int] = set()
+        self._ids: list[Tensor] = []
+        self._tensors: dict[str, list[Tensor]] = {name: [] for name in self.tensors}
+        self._texts: dict[str, list[str]] = {name: [] for name in self.texts}
+
+    def _order(self) -> Int[Tensor, "N"]:
+        """Places of the rows, sorted by id."""
+        return torch.cat(self._ids).argsort() if self._ids else torch.zeros(0).long()
+
     def _key(self, *names: str) -> str:
         return "/".join((self.source, *names))
 
-    def _column(self, name: str) -> list:
-        return [self._rows[row][name] for row in self.ids()]
+
+class RowsEvaluator:
+    """Base of evaluators that keep one row per picture: a table for each source in `needs`.
+
+    A subclass has `needs`, `columns`, `compute` and `provenance`.
+
+    Args:
+        tensors: Names of the tensor columns.
+        texts: Names of the text columns.
+    """
+
+    needs: tuple[str, ...]
+
+    def __init__(self, *, tensors: Sequence[str] = (), texts: Sequence[str] = ()) -> None:
+        sources = [source for source in self.needs if source in SOURCES]
+        self.tables = {s: Table(s, tensors=tensors, texts=texts) for s in sources}
+
+    def columns(self, batch: EvalBatch) -> Columns:
+        """What is kept of each picture."""
+        raise NotImplementedError
+
+    def update(self, batch: EvalBatch) -> None:
+        """Take in pictures of a source in `needs`; those of others are passed over.
+
+        Raises:
+            ValueError: the pictures are not uint8 RGB, or one came before.
+        """
+        if batch["source"] in self.tables:
+            check_pictures(batch["image"])
+            self.tables[batch["source"]].add(batch["id"], self.columns(batch))
+
+    def state(self) -> EvaluatorState:
+        """Every column of every source, each to be merged by concatenation."""
+        return {key: part for t in self.tables.values() for key, part in t.state().items()}
+
+    def load_state(self, state: EvaluatorState) -> None:
+        """Take over a (merged) state in place of the present one."""
+        for table in self.tables.values():
+            table.load_state(state)
+
+
+def check_pictures(images: Shaped[Tensor, "..."]) -> None:
+    """Raise ValueError unless these are uint8 RGB pictures."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            "pictures must be uint8 RGB of shape (N, 3, H, W), got "
+            f"{images.dtype} of shape {tuple(images.shape)}"
+        )
 
 
 def _pack(texts: Sequence[str]) -> tuple[UInt8[Tensor, "bytes"], Int[Tensor, "N"]]:

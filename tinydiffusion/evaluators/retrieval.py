@@ -1,21 +1,20 @@
 """Retrieval: is the nearest real picture the one that the prompt describes?"""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tinydiffusion.evaluators._features.pixels import AreaAverage
+from tinydiffusion.evaluators._features import shared_extractor
 from tinydiffusion.evaluators._provenance import provenance
-from tinydiffusion.evaluators._statistics import wilson_interval
-from tinydiffusion.evaluators._table import Table
-from tinydiffusion.protocols import EvalBatch, EvaluatorState, Score
-
-RANKS = (1, 5)
+from tinydiffusion.evaluators._recall import recall_rows
+from tinydiffusion.evaluators._table import Columns, RowsEvaluator
+from tinydiffusion.protocols import EvalBatch, Score
 
 
-class Retrieval:
+class Retrieval(RowsEvaluator):
     """Share of generated pictures whose prompt's own picture is among the k nearest references.
 
     Pictures are averaged to size x size pixels and compared by Euclidean distance. A prompt's own
@@ -27,30 +26,17 @@ class Retrieval:
         size: Side of the grid that pictures are averaged to, in [1, 256].
     """
 
-    needs = ("generated", "reference")
+    needs = ("generated", "reference", "prompts")
 
     def __init__(self, *, size: int = 16) -> None:
         if not 1 <= size <= 256:
             raise ValueError(f"size must be in [1, 256], got {size}")
-        self.extractor = AreaAverage(size=size)
-        self.tables = {
-            source: Table(source, tensors=("features",), texts=("prompt",)) for source in self.needs
-        }
+        self.extractor = shared_extractor("pixels", size=size)
+        super().__init__(tensors=("features",), texts=("prompt",))
 
-    def update(self, batch: EvalBatch) -> None:
-        """Take in pictures of either source; a reference picture's prompt is its caption."""
-        features = self.extractor(batch["image"])
-        columns = {"features": features, "prompt": batch["prompt"]}
-        self.tables[batch["source"]].add(batch["id"], columns)
-
-    def state(self) -> EvaluatorState:
-        """Features and texts of both sources."""
-        return self.tables["generated"].state() | self.tables["reference"].state()
-
-    def load_state(self, state: EvaluatorState) -> None:
-        """Take over a (merged) state."""
-        for table in self.tables.values():
-            table.load_state(state)
+    def columns(self, batch: EvalBatch) -> Columns:
+        """Features and text of each picture; a reference picture's prompt is its caption."""
+        return {"features": self.extractor(batch["image"]), "prompt": batch["prompt"]}
 
     def compute(self) -> list[Score]:
         """Rows `retrieval@1` and `retrieval@5`; `details["chance"]` is what guessing reaches.
@@ -68,27 +54,26 @@ class Retrieval:
         references = reference.tensor("features").double()
         pairs = zip(pictures, self._own(), strict=True)
         ahead = torch.tensor([_num_ahead(picture, references, own) for picture, own in pairs])
-        return [_score(ahead, k, len(reference)) for k in RANKS]
+        return recall_rows("retrieval", generated.ids(), ahead, len(reference))
 
     def provenance(self) -> dict[str, Any]:
         """What makes the number comparable."""
         return provenance(self.extractor.spec())
 
-    def _own(self) -> list[Bool[Tensor, "M"]]:
+    def _own(self) -> Iterator[Bool[Tensor, "M"]]:
         """For each prompt in id order, which reference pictures are its own."""
         reference = self.tables["reference"]
         _, picture = reference.tensor("features").unique(dim=0, return_inverse=True)
         places: dict[str, list[int]] = {}
         for place, caption in enumerate(reference.text("prompt")):
             places.setdefault(caption, []).append(place)
-        prompts = self.tables["generated"].text("prompt")
-        for prompt in prompts:
+        for prompt in self.tables["generated"].text("prompt"):
             if prompt not in places:
                 raise ValueError(
                     f"no reference picture has the caption {prompt!r}; retrieval needs prompts "
                     "that are captions of the reference set"
                 )
-        return [torch.isin(picture, picture[places[prompt]]) for prompt in prompts]
+            yield torch.isin(picture, picture[places[prompt]])
 
 
 def _num_ahead(
@@ -97,12 +82,6 @@ def _num_ahead(
     """How many foreign reference pictures are at least as near as the nearest own one."""
     distances = (references - picture).square().sum(dim=1)
     return int((distances[~own] <= distances[own].min()).sum())
-
-
-def _score(ahead: Tensor, k: int, num_references: int) -> Score:
-    hits, n = int((ahead < k).sum()), len(ahead)
-    details = {"chance": min(1.0, k / num_references), "n_reference": num_references}
-    return Score(f"retrieval@{k}", hits / n, n, ci95=wilson_interval(hits, n), details=details)
 
 
 PLUGIN = Retrieval

@@ -2,39 +2,43 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
 
+from tinydiffusion.scenes.font import ALPHABET, LETTERS
 from tinydiffusion.scenes.vocabulary import (
     BACKGROUNDS,
     COLOURS,
     COUNT_WORDS,
     RELATIONS,
     SHAPES,
+    WORD,
     ObjectDescription,
     Scene,
     SceneDescription,
 )
 
 ONE_OBJECT = (
-    "{first} on {ground}",
-    "{ground} with {first}",
-    "on {ground}, there is {first}",
-    "a picture of {first} on {ground}",
+    "{things} on {ground}",
+    "{ground} with {things}",
+    "on {ground}, there is {things}",
+    "a picture of {things} on {ground}",
 )
 COUNTING = (
-    "{group} on {ground}",
-    "{ground} with {group}",
-    "on {ground}, there are {group}",
-    "a picture of {group} on {ground}",
+    "{things} on {ground}",
+    "{ground} with {things}",
+    "on {ground}, there are {things}",
+    "a picture of {things} on {ground}",
 )
 TWO_OBJECTS = (
-    "{first} {relation} {second} on {ground}",
+    "{things} on {ground}",
     "on {ground}, {first} is {relation} {second}",
-    "a picture of {first} {relation} {second} on {ground}",
+    "a picture of {things} on {ground}",
 )
 
 
 def captions(scene: Scene) -> list[str]:
-    """Every caption of a scene, the canonical one first; pairs are told from both objects."""
+    """Every full caption of a scene, the canonical one first; pairs are told from both objects."""
     description = scene.description
     if description.relation is None:
         return _fill(description)
@@ -42,13 +46,29 @@ def captions(scene: Scene) -> list[str]:
     return [caption for both in zip(told, exchanged, strict=True) for caption in both]
 
 
+def short_captions(scene: Scene) -> list[str]:
+    """Every canonical caption that leaves out something: colours, the relation, the background.
+
+    Such as "a circle", "three circles on a white background", "a red circle and a blue square" or
+    "a red circle and a square"; they are what GenEval's prompts are made of.
+    """
+    tellings = [scene.description]
+    if scene.relation is not None:
+        tellings.append(scene.description.exchanged())
+    short = [shorter for told in tellings for shorter in _shorter(told)]
+    return list(dict.fromkeys(caption(each) for each in short))
+
+
 def caption(description: SceneDescription) -> str:
     """The canonical caption, such as "a red circle left of a blue square on a white background".
 
     Raises:
-        ValueError: no caption can say it: several unlike objects without a relation, or none.
+        ValueError: no caption can say it: more than two unlike objects, too many, or none.
     """
-    return _fill(description)[0]
+    things = _things(description)
+    if description.background is None:
+        return things
+    return f"{things} on {_ground(description.background)}"
 
 
 def parse(caption: str) -> SceneDescription | None:
@@ -61,21 +81,59 @@ def parse(caption: str) -> SceneDescription | None:
 
 def _fill(description: SceneDescription) -> list[str]:
     objects = description.objects
-    ground = f"{_with_article(description.background)} background"
+    assert description.background is not None
+    words = {"ground": _ground(description.background), "things": _things(description)}
     if description.relation is not None:
-        first, second = (_with_article(f"{o.colour} {o.shape}") for o in objects)
-        words = {"first": first, "second": second, "relation": description.relation}
-        return [template.format(ground=ground, **words) for template in TWO_OBJECTS]
-    if len(set(objects)) != 1 or len(objects) > max(COUNT_WORDS):
-        raise ValueError(
-            f"no caption says {description}; allowed are one object, two unlike objects with a "
-            f"relation, or two to {max(COUNT_WORDS)} equal ones"
-        )
-    noun = f"{objects[0].colour} {objects[0].shape}"
+        first, second = map(_noun, objects)
+        words |= {"first": first, "second": second, "relation": description.relation}
+        return [template.format(**words) for template in TWO_OBJECTS]
+    templates = ONE_OBJECT if len(objects) == 1 else COUNTING
+    return [template.format(**words) for template in templates]
+
+
+def _shorter(told: SceneDescription) -> list[SceneDescription]:
+    """The description without its background, without some colours, without its relation."""
+    objects = [told.objects, tuple(replace(o, colour=None) for o in told.objects)]
+    if told.relation is not None:
+        first, second = told.objects
+        objects.append((first, replace(second, colour=None)))
+        if first.shape == second.shape:  # only their colours tell them apart
+            objects = [told.objects]
+    if told.objects[0].shape == WORD:
+        objects = [told.objects]
+    choices = product(
+        dict.fromkeys((told.background, None)), objects, dict.fromkeys((told.relation, None))
+    )
+    every = [SceneDescription(*choice) for choice in choices]
+    return [each for each in every if each != told]
+
+
+def _things(description: SceneDescription) -> str:
+    objects = description.objects
     if len(objects) == 1:
-        return [t.format(ground=ground, first=_with_article(noun)) for t in ONE_OBJECT]
-    group = f"{COUNT_WORDS[len(objects)]} {noun}s"
-    return [template.format(ground=ground, group=group) for template in COUNTING]
+        return _noun(objects[0])
+    if len(set(objects)) == 1 and len(objects) in COUNT_WORDS and description.relation is None:
+        return f"{COUNT_WORDS[len(objects)]} {_bare(objects[0])}s"
+    if len(objects) == 2:
+        first, second = map(_noun, objects)
+        return f"{first} {description.relation or 'and'} {second}"
+    raise ValueError(
+        f"no caption says {description}; allowed are one object, two unlike objects, or two to "
+        f"{max(COUNT_WORDS)} equal ones"
+    )
+
+
+def _noun(o: ObjectDescription) -> str:
+    """Such as: a red circle; the word "CAT" in red."""
+    return f'the word "{o.text}" in {o.colour}' if o.shape == WORD else _with_article(_bare(o))
+
+
+def _bare(o: ObjectDescription) -> str:
+    return o.shape if o.colour is None else f"{o.colour} {o.shape}"
+
+
+def _ground(background: str) -> str:
+    return f"{_with_article(background)} background"
 
 
 def _with_article(noun: str) -> str:
@@ -86,26 +144,38 @@ def _any_of(name: str, words: Iterable[str]) -> str:
     return f"(?P<{name}>{'|'.join(words)})"
 
 
-def _object_pattern(prefix: str) -> str:
-    return f"an? {_any_of(f'{prefix}_colour', COLOURS)} {_any_of(f'{prefix}_shape', SHAPES)}"
+def _bare_pattern(prefix: str) -> str:
+    return f"(?:{_any_of(f'{prefix}_colour', COLOURS)} )?{_any_of(f'{prefix}_shape', SHAPES)}"
 
 
+_FIRST, _SECOND = (f"an? {_bare_pattern(name)}" for name in ("first", "second"))
+_GROUP = f"{_any_of('count', COUNT_WORDS.values())} {_bare_pattern('first')}s"
+_WORD = f'the word "(?P<text>[{ALPHABET}]{{{LETTERS}}})" in {_any_of("first_colour", COLOURS)}'
+_RELATION = _any_of("relation", RELATIONS)
+_PAIR, _LIST = f"{_FIRST} {_RELATION} {_SECOND}", f"{_FIRST} and {_SECOND}"
 _SLOTS = {
     "ground": f"an? {_any_of('background', BACKGROUNDS)} background",
-    "first": _object_pattern("first"),
-    "second": _object_pattern("second"),
-    "relation": _any_of("relation", RELATIONS),
-    "group": f"{_any_of('count', COUNT_WORDS.values())} "
-    f"{_any_of('first_colour', COLOURS)} {_any_of('first_shape', SHAPES)}s",
+    "first": _FIRST,
+    "second": _SECOND,
+    "relation": _RELATION,
 }
-_PATTERNS = [re.compile(t.format(**_SLOTS)) for t in (*ONE_OBJECT, *TWO_OBJECTS, *COUNTING)]
+_SHORT = "{things}"
+_TEMPLATES = [
+    *product((_SHORT, *ONE_OBJECT), (_FIRST, _WORD)),
+    *product((_SHORT, *TWO_OBJECTS), (_PAIR,)),
+    *product((_SHORT, *COUNTING), (_GROUP,)),
+    *product((_SHORT, COUNTING[0]), (_LIST,)),
+]
+_PATTERNS = [re.compile(t.format(**_SLOTS, things=things)) for t, things in _TEMPLATES]
 
 
-def _description(words: dict[str, str]) -> SceneDescription:
-    first = ObjectDescription(words["first_shape"], words["first_colour"])
-    if "relation" in words:
-        second = ObjectDescription(words["second_shape"], words["second_colour"])
-        return SceneDescription(words["background"], (first, second), words["relation"])
+def _description(said: dict[str, str | None]) -> SceneDescription:
+    background, relation = said.get("background"), said.get("relation")
+    if text := said.get("text"):
+        return SceneDescription(background, (ObjectDescription(WORD, said["first_colour"], text),))
+    first = ObjectDescription(str(said["first_shape"]), said["first_colour"])
+    if shape := said.get("second_shape"):
+        second = ObjectDescription(shape, said["second_colour"])
+        return SceneDescription(background, (first, second), relation)
     counts = {word: count for count, word in COUNT_WORDS.items()}
-    count = counts[words["count"]] if "count" in words else 1
-    return SceneDescription(words["background"], (first,) * count)
+    return SceneDescription(background, (first,) * counts.get(str(said.get("count")), 1))

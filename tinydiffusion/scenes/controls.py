@@ -1,16 +1,19 @@
 """Descriptions with exactly one attribute wrong, as controls for the judge and other metrics."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
 from tinydiffusion.scenes.captions import caption
+from tinydiffusion.scenes.font import ALPHABET
 from tinydiffusion.scenes.vocabulary import (
     BACKGROUNDS,
     COLOURS,
     COUNT_WORDS,
     RELATIONS,
     SHAPES,
+    WORD,
     ObjectDescription,
     Scene,
     SceneDescription,
@@ -20,23 +23,20 @@ from tinydiffusion.scenes.vocabulary import (
 def wrong_descriptions(description: SceneDescription) -> dict[str, list[SceneDescription]]:
     """Attribute -> every description that differs in it alone; attributes without one are left out.
 
-    The attributes are background, count, shape, colour, and for pairs relation, shape_swap and
-    colour_swap. The one wrong attribute is told in the order of `description`.
+    The attributes are background, count, shape, colour, of pairs also relation, shape_swap and
+    colour_swap, of a word its text (one letter). What is not said is not changed. The one wrong
+    attribute is told in the order of `description`.
     """
-    wrong = {
-        "background": [replace(description, background=b) for b in BACKGROUNDS],
-        "count": _other_counts(description),
-        "shape": _change_objects(description, [("shape", shape) for shape in SHAPES]),
-        "colour": _change_objects(description, [("colour", colour) for colour in COLOURS]),
-    }
-    if description.relation is not None:
-        (a, b) = description.objects
-        swaps = {
-            "shape_swap": (replace(a, shape=b.shape), replace(b, shape=a.shape)),
-            "colour_swap": (replace(a, colour=b.colour), replace(b, colour=a.colour)),
-        }
-        wrong["relation"] = [replace(description, relation=r) for r in RELATIONS]
-        wrong |= {name: [replace(description, objects=pair)] for name, pair in swaps.items()}
+    if description.objects[0].shape == WORD:
+        wrong = {"text": _other_words(description)}
+    else:
+        shapes = [("shape", shape) for shape in SHAPES]
+        wrong = {"count": _other_counts(description), "shape": _change_objects(description, shapes)}
+    if description.background is not None:
+        wrong["background"] = [replace(description, background=b) for b in BACKGROUNDS]
+    wrong["colour"] = _change_objects(description, [("colour", colour) for colour in COLOURS])
+    if len(set(description.objects)) == 2:
+        wrong |= _wrong_pairs(description)
     kept = {name: _keep(every, description) for name, every in wrong.items()}
     return {name: every for name, every in kept.items() if every}
 
@@ -54,29 +54,54 @@ def perturb(description: SceneDescription, rng: np.random.Generator) -> SceneDes
     return every[rng.integers(len(every))]
 
 
+def _wrong_pairs(description: SceneDescription) -> dict[str, list[SceneDescription]]:
+    (a, b) = description.objects
+    swaps = {"shape_swap": (replace(a, shape=b.shape), replace(b, shape=a.shape))}
+    if a.colour is not None and b.colour is not None:
+        swaps["colour_swap"] = (replace(a, colour=b.colour), replace(b, colour=a.colour))
+    elif a.colour != b.colour:  # swapped, they might happen to be true
+        swaps = {}
+    wrong = {name: [replace(description, objects=pair)] for name, pair in swaps.items()}
+    if description.relation is not None:
+        wrong["relation"] = [replace(description, relation=r) for r in RELATIONS]
+    return wrong
+
+
 def _change_objects(
     description: SceneDescription, changes: list[tuple[str, str]]
 ) -> list[SceneDescription]:
-    """One object changed, or all where they are equal."""
+    """One object changed, or all where they are equal; a colour that is not said stays so."""
     objects = description.objects
     changed: list[tuple[ObjectDescription, ...]] = []
     for attribute, value in changes:
-        new = [replace(o, **{attribute: value}) for o in objects]
-        if description.relation is None:
+        new = [
+            o if getattr(o, attribute) is None else replace(o, **{attribute: value})
+            for o in objects
+        ]
+        if len(set(objects)) == 1:
             changed.append(tuple(new))
         else:
             changed += [(new[0], objects[1]), (objects[0], new[1])]
     return [replace(description, objects=each) for each in changed]
 
 
+def _other_words(description: SceneDescription) -> list[SceneDescription]:
+    """Every text with another letter in one place, real word or not."""
+    (word,) = description.objects
+    places = product(range(len(word.text)), ALPHABET)
+    texts = [word.text[:i] + letter + word.text[i + 1 :] for i, letter in places]
+    return [replace(description, objects=(replace(word, text=text),)) for text in texts]
+
+
 def _other_counts(description: SceneDescription) -> list[SceneDescription]:
-    if description.relation is not None:
+    if len(set(description.objects)) == 2:
         return [SceneDescription(description.background, (o,)) for o in description.objects]
     first = description.objects[0]
     return [replace(description, objects=(first,) * n) for n in (1, *COUNT_WORDS)]
 
 
 def _keep(every: list[SceneDescription], true: SceneDescription) -> list[SceneDescription]:
-    """Those that are not true, without pairs of equal objects."""
-    differ = [d for d in every if d.canonical() != true.canonical()]
+    """Those that are not true, without pairs of equal objects in a relation."""
+    said = true.canonical()
+    differ = [d for d in every if d.canonical() != said]
     return [d for d in differ if d.relation is None or len(set(d.objects)) == 2]

@@ -1,90 +1,149 @@
-"""The exact judge: does a picture show what its caption asks for?"""
+"""The exact judge: does a picture show what its prompt asks for?"""
 
-from dataclasses import dataclass
-from itertools import permutations
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tinydiffusion.scenes.captions import parse
-from tinydiffusion.scenes.reading import read
-from tinydiffusion.scenes.vocabulary import SceneDescription
+from tinydiffusion.scenes.geneval import Included, Prompt, ask
+from tinydiffusion.scenes.reading import read, relation
+from tinydiffusion.scenes.vocabulary import Object, Scene
 
 Outcome = Literal["right", "wrong", "skip"]
+
+ATOMS = ("background", "exists", "count", "colour", "text", "relation", "exclude")
+"""What an atom can be about."""
+
+NOTHING = Scene("", ())
+
+
+@dataclass(frozen=True)
+class Atom:
+    """One thing that is right or wrong in a picture."""
+
+    kind: str  # of ATOMS
+    right: bool
+    reason: str  # what is wrong if it is not right
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is right in a picture; all is False where the picture is skipped as not well-formed.
-
-    `colours` belong to their objects: a red circle and a blue square do not fulfil "a blue circle
-    and a red square". Where the count is wrong, shapes and colours are compared as sets.
-    """
+    """Right if every atom is; the atoms of a picture that is skipped are all wrong."""
 
     outcome: Outcome
-    background: bool = False
-    count: bool = False
-    shapes: bool = False
-    colours: bool = False
-    relation: bool = False  # True where none is asked for
+    atoms: tuple[Atom, ...]
+
+    @property
+    def right(self) -> bool:
+        """Whether the whole prompt is fulfilled."""
+        return self.outcome == "right"
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, one line each."""
+        return "\n".join(dict.fromkeys(atom.reason for atom in self.atoms if not atom.right))
 
 
-def judge(image: UInt8[Tensor, "3 H W"], asked: str | SceneDescription) -> Verdict:
-    """The verdict on a picture: right if every attribute is as asked.
+def judge(image: UInt8[Tensor, "3 H W"], asked: str | Prompt) -> Verdict:
+    """The verdict on a picture.
 
     Args:
-        image: the picture.
-        asked: a caption of one of the templates, or what such a caption says.
+        image: The picture.
+        asked: A prompt, or a caption of one of the templates.
 
     Raises:
         ValueError: the caption is of no known template.
     """
-    description = parse(asked) if isinstance(asked, str) else asked
-    if description is None:
+    prompt = ask(asked) if isinstance(asked, str) else asked
+    if prompt is None:
         raise ValueError(
             f"the judge cannot read the caption {asked!r}; it reads those of "
             "tinydiffusion.scenes.captions, such as 'a red circle on a white background'"
         )
-    return compare(read(image), description)
+    return compare(read(image), prompt)
 
 
-def compare(seen: SceneDescription | None, asked: SceneDescription) -> Verdict:
-    """The verdict on what was read from a picture (None: not well-formed)."""
-    if seen is None:
-        return Verdict("skip")
-    same_count = len(seen.objects) == len(asked.objects)
-    shapes, colours, relation = (_compare_each if same_count else _compare_sets)(seen, asked)
-    background = seen.background == asked.background
-    right = background and same_count and shapes and colours and relation
-    return Verdict("right" if right else "wrong", background, same_count, shapes, colours, relation)
+def compare(seen: Scene | None, asked: Prompt) -> Verdict:
+    """The verdict on what was read from a picture (None: not well-formed).
+
+    Objects whose relation is asked for but which lie on a diagonal are not well-formed either.
+    """
+    if seen is None or _on_a_diagonal(seen, asked):
+        atoms = [replace(a, right=False, reason="not well-formed") for a in _atoms(NOTHING, asked)]
+        return Verdict("skip", tuple(atoms))
+    atoms = tuple(_atoms(seen, asked))
+    return Verdict("right" if all(atom.right for atom in atoms) else "wrong", atoms)
 
 
-def _compare_each(seen: SceneDescription, asked: SceneDescription) -> tuple[bool, bool, bool]:
-    """Whether shapes, colours and relation agree, in the telling of `seen` that agrees most."""
-    each = [_agreement(told, asked) for told in _tellings(seen)]
-    shapes, colours, relation = max(each, key=lambda a: (sum(a[0]) + sum(a[1]), a[2]))
-    return all(shapes), all(colours), relation
+def _atoms(seen: Scene, asked: Prompt) -> list[Atom]:
+    atoms = []
+    shapes = Counter(o.shape for o in seen.objects)
+    if (ground := asked.background) is not None:
+        reason = f"expected a {ground} background, found {seen.background}"
+        atoms.append(Atom("background", seen.background == ground, reason))
+    for i, included in enumerate(asked.include):
+        atoms += _atoms_of_objects(seen, shapes, asked, i)
+        if included.position is not None:
+            atoms.append(_atom_of_relation(seen, asked, included))
+    named = {included.shape for included in asked.include}
+    if others := [e for e in asked.exclude if e.shape not in named]:
+        unwanted = [e for e in others if shapes[e.shape] >= e.count]
+        reason = ", ".join(f"expected {e.shape}<{e.count}" for e in unwanted)
+        atoms.append(Atom("exclude", not unwanted, reason))
+    return atoms
 
 
-def _agreement(
-    told: SceneDescription, asked: SceneDescription
-) -> tuple[list[bool], list[bool], bool]:
-    pairs = list(zip(told.objects, asked.objects, strict=True))
-    shapes = [o.shape == p.shape for o, p in pairs]
-    colours = [o.colour == p.colour for o, p in pairs]
-    return shapes, colours, asked.relation in (None, told.relation)
+def _atoms_of_objects(seen: Scene, shapes: Counter[str], asked: Prompt, i: int) -> list[Atom]:
+    """Existence, count, colour and text of the objects of `include[i]`.
+
+    Of equal shapes each entry needs objects beside those of the entries before it.
+    """
+    included, before = asked.include[i], asked.include[:i]
+    shape, count, colour = included.shape, included.count, included.colour
+    found = shapes[shape]
+    taken = sum(other.count for other in before if other.shape == shape)
+    limit = min((e.count for e in asked.exclude if e.shape == shape), default=found + 1)
+    told = f"expected {shape}>={taken + count}, found {found}"
+    if found >= limit:
+        told = f"expected {shape}<{limit}, found {found}"
+    atoms = [
+        Atom("exists", found > taken, told),
+        Atom("count", taken + count <= found < limit, told),
+    ]
+    if colour is not None:
+        fit = sum(o.shape == shape and o.colour == colour for o in seen.objects)
+        need = sum(o.count for o in before if (o.shape, o.colour) == (shape, colour)) + count
+        reason = f"expected {colour} {shape}>={need}, found {fit}"
+        atoms.append(Atom("colour", fit >= need, reason))
+    if included.text:
+        texts = [o.text for o in seen.objects if o.text]
+        reason = f"expected the word {included.text}, found {' and '.join(texts) or 'none'}"
+        atoms.append(Atom("text", included.text in texts, reason))
+    return atoms
 
 
-def _compare_sets(seen: SceneDescription, asked: SceneDescription) -> tuple[bool, bool, bool]:
-    shapes = {o.shape for o in seen.objects} == {o.shape for o in asked.objects}
-    colours = {o.colour for o in seen.objects} == {o.colour for o in asked.objects}
-    return shapes, colours, asked.relation is None
+def _atom_of_relation(seen: Scene, asked: Prompt, included: Included) -> Atom:
+    assert included.position is not None
+    wanted, target = included.position[0], asked.include[included.position[1]]
+    found = [relation(a, b) for a, b in _pairs(seen, included, target)]
+    reason = f"expected {included.shape} {wanted} {target.shape}, found "
+    right = bool(found) and all(each == wanted for each in found)
+    return Atom("relation", right, reason + (" and ".join(map(str, found)) or "no such pair"))
 
 
-def _tellings(description: SceneDescription) -> list[SceneDescription]:
-    """Every order in which the objects can be told."""
-    if description.relation is not None:
-        return [description, description.exchanged()]
-    orders = sorted(set(permutations(description.objects)))
-    return [SceneDescription(description.background, objects) for objects in orders]
+def _on_a_diagonal(seen: Scene, asked: Prompt) -> bool:
+    """Whether a relation is asked for of two objects that stand in none."""
+    related = [(i, asked.include[i.position[1]]) for i in asked.include if i.position is not None]
+    return any(relation(a, b) is None for two in related for a, b in _pairs(seen, *two))
+
+
+def _pairs(seen: Scene, first: Included, second: Included) -> list[tuple[Object, Object]]:
+    """Every pair of objects of which the first may be the one meant, and the second the other."""
+    groups = (
+        [o for o in seen.objects if o.shape == i.shape and i.colour in (None, o.colour)]
+        for i in (first, second)
+    )
+    return [(a, b) for a, b in product(*groups) if a is not b]

@@ -7,13 +7,15 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 
+from tinydiffusion.scenes.font import draw_word, find_word, soften
 from tinydiffusion.scenes.render import coverage
 from tinydiffusion.scenes.vocabulary import (
     BACKGROUNDS,
     COLOURS,
     SHAPES,
+    WORD,
     Object,
-    SceneDescription,
+    Scene,
 )
 
 COLOUR_LIMIT = 45.0  # distance in RGB levels within which two colours count as the same
@@ -31,24 +33,33 @@ Picture = Float32[np.ndarray, "3 H W"]
 Mask = Bool[np.ndarray, "H W"]
 
 
-def read(image: UInt8[Tensor, "3 H W"]) -> SceneDescription | None:
-    """What a picture shows, in canonical form; None if it is not well-formed.
+def read(image: UInt8[Tensor, "3 H W"]) -> Scene | None:
+    """What a picture shows; None if it is not well-formed.
 
     Well-formed is a plain background of a known colour with clearly shaped objects of known
-    colours on it, two unlike objects well away from the diagonal. There may be any number of
-    objects, none included.
+    colours on it, any number of them, none included; or with one word in a known colour.
     """
     pixels = image.cpu().numpy().astype(np.float32)
     ground = _border_colour(pixels)
     background = _nearest(ground, BACKGROUNDS)
-    foreground = _distance(pixels, ground) > COLOUR_LIMIT
-    components = connected_components(foreground)
-    parts = [part for part in components if part.sum() >= SPECK * part.size]
-    specks = foreground.sum() - sum(part.sum() for part in parts)
-    if background is None or specks > MAX_SPECKS * foreground.size:
+    if background is None:
         return None
-    objects = [_read_object(pixels, ground, part, foreground) for part in parts]
-    return _describe(background, objects)
+    foreground = _distance(pixels, ground) > COLOUR_LIMIT
+    objects = _read_shapes(pixels, ground, foreground)
+    if objects is None:
+        word = _read_word(pixels, ground, foreground)
+        objects = None if word is None else [word]
+    return None if objects is None else Scene(background, tuple(objects))
+
+
+def relation(first: Object, second: Object) -> str | None:
+    """Where the first object stands from the second; None near the diagonal."""
+    dx, dy = second.x - first.x, second.y - first.y
+    if abs(dy) <= MAX_SLOPE * abs(dx):
+        return "left of" if dx > 0 else "right of"
+    if abs(dx) <= MAX_SLOPE * abs(dy):
+        return "above" if dy > 0 else "below"
+    return None
 
 
 def connected_components(mask: Mask) -> list[Mask]:
@@ -67,6 +78,52 @@ def connected_components(mask: Mask) -> list[Mask]:
             stack.extend(neighbours)
         parts.append(part.reshape(-1, width)[1:-1, 1:-1])
     return parts
+
+
+def _read_shapes(pixels: Picture, ground: RGB, foreground: Mask) -> list[Object] | None:
+    """Every object; None if one is not clear, or if there are too many specks."""
+    components = connected_components(foreground)
+    parts = [part for part in components if part.sum() >= SPECK * part.size]
+    specks = foreground.sum() - sum(part.sum() for part in parts)
+    if specks > MAX_SPECKS * foreground.size:
+        return None
+    objects = []
+    for part in parts:
+        found = _read_object(pixels, ground, part, foreground)
+        if found is None:
+            return None
+        objects.append(found)
+    return objects
+
+
+def _read_word(pixels: Picture, ground: RGB, foreground: Mask) -> Object | None:
+    """The word that is all of the foreground; None if a letter or the colour is not clear.
+
+    Strokes are thin, so that few pixels show the pure colour: it is fitted to the letters found,
+    drawn as sharply as they are in the picture.
+    """
+    contrast = _distance(pixels, ground)
+    side = pixels.shape[-1]
+    found = find_word(np.clip(contrast / np.quantile(contrast[foreground], 0.75), 0, 1))
+    if found is None:
+        return None
+    text, x, y, radius = found
+    sharp = draw_word(text, x, y, radius, side)
+    soft = soften(sharp)
+    fits = [_fit_colour(pixels, ground, alpha) for alpha in (sharp, (sharp + soft) / 2, soft)]
+    rgb, errors = min(fits, key=lambda fit: float((fit[1] ** 2).sum()))
+    colour = _nearest(rgb, COLOURS)
+    if colour is None or (errors > COLOUR_LIMIT)[foreground].mean() > MAX_FOREIGN:
+        return None
+    return Object(WORD, colour, x / side, y / side, radius / side, text)
+
+
+def _fit_colour(
+    pixels: Picture, ground: RGB, alpha: Float32[np.ndarray, "H W"]
+) -> tuple[RGB, Float32[np.ndarray, "H W"]]:
+    """The colour that explains the picture best where `alpha` lies over the ground; the errors."""
+    rgb = ground + ((pixels - ground) * alpha).sum(axis=(1, 2), keepdims=True) / (alpha**2).sum()
+    return rgb, _distance(pixels, ground + alpha * (rgb - ground))
 
 
 @dataclass(frozen=True)
@@ -103,40 +160,12 @@ def _fit(shape: str, colour: str, alpha: Float32[np.ndarray, "H W"]) -> _Fit:
     x = float(alpha.sum(axis=0) @ (np.arange(width) + 0.5)) / area
     y = float(alpha.sum(axis=1) @ (np.arange(height) + 0.5)) / area - CENTROID[shape] * radius
     drawn = coverage(shape, x, y, radius, slice(0, height), slice(0, width))
-    overlap = max(_overlap(alpha, drawn), _overlap(alpha, _soften(drawn)))
+    overlap = max(_overlap(alpha, drawn), _overlap(alpha, soften(drawn)))
     return _Fit(overlap, Object(shape, colour, x / width, y / height, radius / width))
 
 
 def _overlap(a: Float32[np.ndarray, "H W"], b: Float32[np.ndarray, "H W"]) -> float:
     return float(np.minimum(a, b).sum() / np.maximum(a, b).sum())
-
-
-def _soften(mask: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
-    """The mask under a binomial blur, standard deviation 0.7 pixels: how models draw edges."""
-    padded = np.pad(mask, 1)
-    rows = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4
-
-
-def _describe(background: str, objects: list[Object | None]) -> SceneDescription | None:
-    found = [o for o in objects if o is not None]
-    if len(found) < len(objects):
-        return None
-    relation = None
-    if len(found) == 2 and found[0].description != found[1].description:
-        relation = _relation(*found)
-        if relation is None:
-            return None
-    return SceneDescription(background, tuple(o.description for o in found), relation).canonical()
-
-
-def _relation(first: Object, second: Object) -> str | None:
-    dx, dy = second.x - first.x, second.y - first.y
-    if abs(dy) <= MAX_SLOPE * abs(dx):
-        return "left of" if dx > 0 else "right of"
-    if abs(dx) <= MAX_SLOPE * abs(dy):
-        return "above" if dy > 0 else "below"
-    return None
 
 
 def _border_colour(pixels: Picture) -> RGB:

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from tinydiffusion.scenes.vocabulary import BACKGROUNDS, COLOURS, Scene
+from tinydiffusion.scenes.font import draw_word
+from tinydiffusion.scenes.vocabulary import BACKGROUNDS, COLOURS, WORD, Scene
 
 _RGB = {
     name: np.array(rgb, np.float32)[:, None, None] for name, rgb in (COLOURS | BACKGROUNDS).items()
@@ -26,6 +27,9 @@ def render(scene: Scene, size: int = 32) -> UInt8[Tensor, "3 H W"]:
     canvas[:] = _RGB[scene.background]
     for o in scene.objects:
         x, y, radius = o.x * size, o.y * size, o.radius * size
+        if o.shape == WORD:
+            canvas += draw_word(o.text, x, y, radius, size) * (_RGB[o.colour] - canvas)
+            continue
         rows, columns = _box(y, radius, size), _box(x, radius, size)
         patch = canvas[:, rows, columns]
         patch += coverage(o.shape, x, y, radius, rows, columns) * (_RGB[o.colour] - patch)

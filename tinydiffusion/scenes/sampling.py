@@ -6,11 +6,13 @@ from itertools import product
 
 import numpy as np
 
+from tinydiffusion.scenes.font import WORD_ASPECT, WORDS
 from tinydiffusion.scenes.vocabulary import (
     BACKGROUNDS,
     COLOURS,
     COUNT_WORDS,
     SHAPES,
+    WORD,
     Category,
     Object,
     ObjectDescription,
@@ -24,6 +26,7 @@ GAP = 0.09  # between two objects, about 3 pixels of 32
 MAX_SLOPE = 0.35  # offset across a relation's axis / distance along it: 1 is the diagonal
 RADIUS = {1: (0.14, 0.19), 2: (0.13, 0.17), 3: (0.12, 0.15), 4: (0.11, 0.14), 5: (0.10, 0.12)}
 PAIR_RADIUS = (0.14, 0.19)
+WORD_RADIUS = (0.40, 0.46)  # half the width of a word
 
 Position = tuple[float, float]
 
@@ -42,7 +45,8 @@ def combinations(category: Category, split: Split) -> tuple[SceneDescription, ..
     """The canonical descriptions of one split of a category.
 
     A fifth of each category's combinations is held out: those that come first by SHA-256, so that
-    membership hangs on nothing but the words.
+    membership hangs on nothing but the words. Of spelling it is a fifth of the words, in every
+    colour.
     """
     every = sorted(_every_description(category), key=_digest)
     num_held_out = len(every) // 5
@@ -50,22 +54,31 @@ def combinations(category: Category, split: Split) -> tuple[SceneDescription, ..
 
 
 def place(description: SceneDescription, rng: np.random.Generator) -> Scene:
-    """A scene that is as described: objects keep a gap, pairs keep away from the diagonal."""
-    if description.relation is not None:
+    """A scene that is as described: objects keep a gap, pairs keep away from the diagonal.
+
+    The description leaves neither the background nor a colour open.
+    """
+    if description.objects[0].shape == WORD:
+        radii, positions = _place_word(rng)
+    elif description.relation is not None:
         radii, positions = _place_pair(description.relation, rng)
     else:
         radii, positions = _scatter(len(description.objects), rng)
-    objects = tuple(
-        Object(o.shape, o.colour, x, y, radius)
-        for o, radius, (x, y) in zip(description.objects, radii, positions, strict=True)
-    )
-    return Scene(description.background, objects, description.relation)
+    assert description.background is not None
+    objects = []
+    for o, radius, (x, y) in zip(description.objects, radii, positions, strict=True):
+        assert o.colour is not None
+        objects.append(Object(o.shape, o.colour, x, y, radius, o.text))
+    return Scene(description.background, tuple(objects), description.relation)
 
 
 def _every_description(category: Category) -> list[SceneDescription]:
     kinds = [ObjectDescription(*pair) for pair in product(SHAPES, COLOURS)]
     if category == "one_object":
         return [SceneDescription(b, (o,)) for b, o in product(BACKGROUNDS, kinds)]
+    if category == "spelling":
+        words = [ObjectDescription(WORD, colour, w) for w, colour in product(WORDS, COLOURS)]
+        return [SceneDescription(b, (word,)) for word, b in product(words, BACKGROUNDS)]
     if category == "counting":
         triples = product(BACKGROUNDS, kinds, COUNT_WORDS)
         return [SceneDescription(b, (o,) * n) for b, o, n in triples]
@@ -74,9 +87,11 @@ def _every_description(category: Category) -> list[SceneDescription]:
 
 
 def _digest(description: SceneDescription) -> bytes:
+    if text := description.objects[0].text:  # a word is held out in all its colours, or in none
+        return hashlib.sha256(text.encode()).digest()
     words = [description.background, description.relation or ""]
     words += [word for o in description.objects for word in (o.shape, o.colour)]
-    return hashlib.sha256(" ".join(words).encode()).digest()
+    return hashlib.sha256(" ".join(map(str, words)).encode()).digest()
 
 
 def _place_pair(
@@ -98,6 +113,15 @@ def _place_pair(
     horizontal = relation in ("left of", "right of")
     positions = [(along, across) if horizontal else (across, along) for along, _, across in ends]
     return tuple(radius for _, radius, _ in ends), positions
+
+
+def _place_word(rng: np.random.Generator) -> tuple[tuple[float, ...], list[Position]]:
+    radius = float(rng.uniform(*WORD_RADIUS))
+    x, y = (
+        float(rng.uniform(MARGIN + reach, 1 - MARGIN - reach))
+        for reach in (radius, radius * WORD_ASPECT)
+    )
+    return (radius,), [(x, y)]
 
 
 def _scatter(count: int, rng: np.random.Generator) -> tuple[tuple[float, ...], list[Position]]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 SHAPES = ("circle", "square", "triangle")
+WORD = "word"
+"""The shape of an object that is a word; its `text` says which."""
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -29,19 +31,20 @@ INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "belo
 RELATIONS = tuple(INVERSE)
 COUNT_WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 
-Category = Literal["one_object", "two_objects", "counting"]
-CATEGORIES: tuple[Category, ...] = ("one_object", "two_objects", "counting")
+Category = Literal["one_object", "two_objects", "counting", "spelling"]
+CATEGORIES: tuple[Category, ...] = ("one_object", "two_objects", "counting", "spelling")
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class ObjectDescription:
     """What a caption says of one object."""
 
     shape: str
-    colour: str
+    colour: str | None = None  # None: not said
+    text: str = ""  # of a word
 
 
 @dataclass(frozen=True)
@@ -52,39 +55,41 @@ class Object:
     colour: str
     x: float
     y: float
-    radius: float  # half the extent, the same along both axes
+    radius: float  # half the extent, the same along both axes; of a word half its width
+    text: str = ""  # of a word
 
     @property
     def description(self) -> ObjectDescription:
-        """What a caption says of it."""
-        return ObjectDescription(self.shape, self.colour)
+        """All that a caption can say of it."""
+        return ObjectDescription(self.shape, self.colour, self.text)
 
 
 @dataclass(frozen=True)
 class SceneDescription:
-    """What a caption says: one object, two in a relation, or several without."""
+    """What a caption says: one object or word, two unlike objects, or several equal ones."""
 
-    background: str
+    background: str | None  # None: not said
     objects: tuple[ObjectDescription, ...]
     relation: str | None = None  # objects[0] is `relation` objects[1]
 
     def exchanged(self) -> "SceneDescription":
         """The same pair told from its second object: "A left of B" becomes "B right of A"."""
-        assert self.relation is not None
-        return SceneDescription(self.background, self.objects[::-1], INVERSE[self.relation])
+        relation = None if self.relation is None else INVERSE[self.relation]
+        return SceneDescription(self.background, self.objects[::-1], relation)
 
     def canonical(self) -> "SceneDescription":
         """The one form of all descriptions that say the same."""
         if self.relation in ("right of", "below"):
             return self.exchanged()
         if self.relation is None:
-            return SceneDescription(self.background, tuple(sorted(self.objects)))
+            objects = sorted(self.objects, key=lambda o: (o.shape, o.colour or "", o.text))
+            return SceneDescription(self.background, tuple(objects))
         return self
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene as drawn."""
+    """A scene as drawn, or as read from a picture: then without a relation."""
 
     background: str
     objects: tuple[Object, ...]
@@ -92,6 +97,6 @@ class Scene:
 
     @property
     def description(self) -> SceneDescription:
-        """What its captions say."""
+        """All that its captions can say."""
         objects = tuple(o.description for o in self.objects)
         return SceneDescription(self.background, objects, self.relation)

@@ -20,6 +20,7 @@ class AreaAverage:
         self.dimensions = 3 * size * size
 
     def __call__(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
+        """Small pictures, channel by channel."""
         pictures = images.cpu().double() / 255
         rows = _area_weights(images.shape[2], self.size)
         columns = _area_weights(images.shape[3], self.size)
@@ -46,3 +47,6 @@ def _area_weights(size_in: int, size_out: int) -> Float[Tensor, "size_out size_i
     pixel = torch.arange(size_in, dtype=torch.float64)[None, :]
     overlap = torch.minimum(start + scale, pixel + 1) - torch.maximum(start, pixel)
     return overlap.clamp(min=0) / scale
+
+
+PLUGIN = AreaAverage

@@ -1,0 +1,89 @@
+"""Arguments that several commands have in common."""
+
+import argparse
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from tinydiffusion import config, registry
+
+Command = tuple[
+    str,
+    Callable[[argparse.ArgumentParser], None],
+    Callable[[argparse.ArgumentParser, list[str]], int],
+]
+"""Its line in the help, what adds its arguments, and what runs it."""
+
+MAX_COUNT = 1_000_000
+
+SAMPLING_FLAGS = ("sampler", "steps", "spacing", "guidance_scale", "guidance_rescale")
+"""Settings of `config.SamplingConfig` that are flags of sample and evaluate."""
+
+
+class UsageError(ValueError):
+    """Arguments that the command does not take."""
+
+
+def sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `SAMPLING_FLAGS`, device, precision and trust."""
+    add = parser.add_argument
+    samplers = ", ".join(registry.names("sampler"))
+    add("--sampler", metavar="NAME", help=f"One of {samplers}; default: the model's.")
+    add("--steps", type=int, metavar="N", help="Sampling steps; default: the model's.")
+    add("--spacing", metavar="NAME", help="trailing, leading, linspace or karras noise levels.")
+    add("--guidance-scale", type=float, metavar="X", help="1 = off; default: the model's.")
+    add("--guidance-rescale", type=float, metavar="X", help="In [0, 1]; default: the model's.")
+    add("--device", default="auto", help="auto, cpu, cuda, mps.")
+    add(
+        "--precision", default="auto", choices=["auto", "float32", "bfloat16"],
+        help="Of the arithmetic.",
+    )  # fmt: skip
+    add(
+        "--trust-plugins", action="store_true",
+        help="Import the code that the model folder names as MODULE:ATTRIBUTE.",
+    )  # fmt: skip
+
+
+def sampling_overrides(known: argparse.Namespace) -> dict[str, Any]:
+    """Those of `SAMPLING_FLAGS` that were given."""
+    values = {name: getattr(known, name) for name in SAMPLING_FLAGS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def count(text: str) -> int:
+    """A number in [1, MAX_COUNT]."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    if number > MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"must be at most {MAX_COUNT}, got {number}")
+    return number
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    if not 0 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return number
+
+
+def with_plugin_options(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
+    """The parsed arguments, and `--fid.weights f.pth` as `{"fid": {"weights": "f.pth"}}`.
+
+    Hyphens in the name of an option are underscores.
+    """
+    own: list[str] = []
+    dotted: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if flag.startswith("--") and "." in flag:
+            dotted += [word] if equals else [word, *islice(words, 1)]
+        else:
+            own.append(word)
+    options: dict[str, dict[str, Any]] = {}
+    for key, value in config.read_flags(dotted).items():
+        plugin, _, option = key.rpartition(".")
+        options.setdefault(plugin, {})[option.replace("-", "_")] = value
+    return parser.parse_intermixed_args(own), options

@@ -1,0 +1,210 @@
+"""The commands that measure: evaluate and what is done with its files."""
+
+import argparse
+import re
+from pathlib import Path
+
+from tinydiffusion import registry
+from tinydiffusion.cli_arguments import (
+    Command,
+    UsageError,
+    count,
+    positive,
+    sampling_arguments,
+    sampling_overrides,
+    with_plugin_options,
+)
+
+# ---- evaluate --------------------------------------------------------------------------------
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    metrics = ", ".join(registry.names("evaluator"))
+    add("target", type=Path, help="A model folder, or any folder of pictures.")
+    add(
+        "--metrics", nargs="+", required=True, metavar="NAME",
+        help=f"Of {metrics}, or MODULE:ATTRIBUTE; options as --NAME.OPTION VALUE.",
+    )  # fmt: skip
+    add(
+        "--data", metavar="PATH",
+        help="Reference: a folder of pictures, statistics (.npz), or `validation` or `train` of "
+        "the model's config; default validation. A model's prompts are its captions.",
+    )  # fmt: skip
+    add(
+        "--train", metavar="PATH",
+        help="Training pictures, for metrics that look for copies: a folder, or `train` of the "
+        "model's config, which is the default.",
+    )  # fmt: skip
+    add(
+        "--assume-extractor", metavar="NAME",
+        help="What statistics that another program wrote were made with; rows are flagged.",
+    )  # fmt: skip
+    add(
+        "--num-images", type=count, metavar="N",
+        help="Pictures; default 512 of a model, all of a folder.",
+    )  # fmt: skip
+    add("--resize", type=int, metavar="N", help="Make a folder's pictures squares of N pixels.")
+    add(
+        "--guidance-scales", type=float, nargs="+", default=[], metavar="X",
+        help="Measure a model at each of these too, for the curve of the report.",
+    )  # fmt: skip
+    _at_scale_arguments(parser)
+    add("--out", type=Path, metavar="FILE.json", help="Write the report; default: print only.")
+    add(
+        "--samples", type=Path, metavar="DIR",
+        help="Keep a model's pictures there; what is there already is not made again.",
+    )  # fmt: skip
+    add(
+        "--hang-minutes", type=positive, metavar="X",
+        help="End when nothing has moved for so long; default: never.",
+    )  # fmt: skip
+    add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
+    add("--batch-size", type=count, default=64, metavar="N", help="Default 64; alters no picture.")
+    sampling_arguments(parser)
+
+
+def _at_scale_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N",
+        help="Look at every N-th picture only, beginning with the I-th; see `merge`.",
+    )  # fmt: skip
+    add(
+        "--state", type=Path, metavar="FILE",
+        help="Keep there what has been measured; the same command goes on from it.",
+    )  # fmt: skip
+    add(
+        "--save-every", type=count, default=5000, metavar="N",
+        help="Pictures between two savings of the state; default %(default)s.",
+    )  # fmt: skip
+
+
+def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known, options = with_plugin_options(parser, arguments)
+    from tinydiffusion.commands._targets import Request
+    from tinydiffusion.commands.evaluate import evaluate
+
+    given = ("target", "data", "train", "assume_extractor", "num_images", "resize",
+             "guidance_scales", "shard", "state", "save_every", "out", "samples", "seed",
+             "batch_size", "device", "precision", "hang_minutes", "trust_plugins")  # fmt: skip
+    return evaluate(
+        Request(
+            metrics=_names(known.metrics),
+            options=options,
+            overrides=sampling_overrides(known),
+            **{name: getattr(known, name) for name in given},
+        )
+    )
+
+
+def _names(parts: list[str]) -> list[str]:
+    return [name for part in parts for name in part.split(",") if name]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    number, total = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= total:
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, such as 1/3, got {text}")
+    return number, total
+
+
+# ---- merge, statistics -----------------------------------------------------------------------
+
+
+def _merge_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("states", nargs="+", type=Path, metavar="FILE", help="What --state kept, of all shards.")
+    add("--out", type=Path, required=True, metavar="FILE.json", help="Write the report.")
+
+
+def _merge(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known = parser.parse_args(arguments)
+    from tinydiffusion.commands.evaluate import merge
+
+    return merge(known.states, known.out)
+
+
+def _statistics_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", type=Path, help="Any folder of pictures.")
+    add(
+        "--metrics", required=True, metavar="NAME",
+        help="The metric to be compared by; options as --NAME.OPTION VALUE.",
+    )  # fmt: skip
+    add("--resize", type=int, metavar="N", help="Make the pictures squares of N pixels.")
+    add("--batch-size", type=count, default=64, metavar="N", help="Default 64; alters no number.")
+    add("--out", type=Path, required=True, metavar="FILE.npz", help="Write the statistics.")
+
+
+def _statistics(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known, options = with_plugin_options(parser, arguments)
+    if known.out.suffix != ".npz":
+        raise UsageError(f"--out {known.out}: the name must end in .npz")
+    from tinydiffusion.commands.statistics import statistics
+
+    return statistics(
+        known.folder,
+        known.metrics,
+        options,
+        resize=known.resize,
+        batch_size=known.batch_size,
+        out=known.out,
+    )
+
+
+# ---- compare, report, evaluators -------------------------------------------------------------
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("a", type=Path, metavar="A.json", help="A report of evaluate.")
+    add("b", type=Path, metavar="B.json", help="Another, of the same metrics and prompts.")
+    add("--seed", type=int, default=0, help="Of the bootstrap; default 0.")
+    add("--json", type=Path, metavar="FILE", help="Write the comparison.")
+
+
+def _compare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known = parser.parse_args(arguments)
+    from tinydiffusion.commands.compare import compare
+
+    return compare(known.a, known.b, seed=known.seed, json_file=known.json)
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("report", type=Path, metavar="REPORT.json", help="What evaluate --out or a run wrote.")
+    add(
+        "--run", type=Path, metavar="DIR",
+        help="The run whose curves are shown; default: the one that the model lies in.",
+    )  # fmt: skip
+    add("--out", type=Path, required=True, metavar="FILE.html", help="One file, no network.")
+
+
+def _report(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known = parser.parse_args(arguments)
+    from tinydiffusion.commands.report import report
+
+    return report(known.report, run=known.run, out=known.out)
+
+
+def _evaluators_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="One of them, with its options.")
+
+
+def _evaluators(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known = parser.parse_args(arguments)
+    from tinydiffusion.commands.evaluators import evaluators
+
+    return evaluators(known.name)
+
+
+COMMANDS: dict[str, Command] = {
+    "evaluate": ("Measure a model or a folder of pictures.", _evaluate_arguments, _evaluate),
+    "merge": ("One report of the shards of an evaluation.", _merge_arguments, _merge),
+    "statistics": ("Keep the statistics of a reference.", _statistics_arguments, _statistics),
+    "compare": ("Which differences of two reports are not noise?", _compare_arguments, _compare),
+    "report": ("One self-contained HTML page of a report.", _report_arguments, _report),
+    "evaluators": ("List the metrics and what they need.", _evaluators_arguments, _evaluators),
+}

@@ -1,0 +1,160 @@
+"""Where pictures to be measured come from: a model, a data set or any folder, read in parts."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from tinydiffusion.build import captions_of, spread
+from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.protocols import Dataset, EvalBatch
+
+QUANTISATION = "uint8: clamped, then rounded half to even"
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """Numbered pictures of one source, of which any can be read at any time."""
+
+    source: str  # see protocols.SOURCES
+    block: int  # numbers that have to be read together
+    prompts: Sequence[str]  # one per picture, empty where there is none
+
+    def __len__(self) -> int: ...
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """File name -> reason, of the broken pictures met so far."""
+        ...
+
+    def read(self, ids: Sequence[int]) -> EvalBatch:
+        """The pictures with these numbers, those left out that cannot be read."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """JSON-able: what decides the pixels."""
+        ...
+
+    def content_key(self, ids: Sequence[int]) -> str | None:
+        """What the pixels with these numbers depend on, as a hash; None where it is not known."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """What is to be said of the pictures beside every number."""
+        ...
+
+
+class DatasetPictures:
+    """The examples of a data set with their first captions, at most `limit` of them."""
+
+    block = 1
+
+    def __init__(self, source: str, dataset: Dataset, limit: int | None = None) -> None:
+        self.source, self.dataset = source, dataset
+        self._count = len(dataset) if limit is None else min(limit, len(dataset))
+        self.prompts: Sequence[str] = ()
+        self.unreadable: Mapping[str, str] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, ids: Sequence[int]) -> EvalBatch:
+        """The examples at these places."""
+        examples = [self.dataset[i] for i in ids]
+        images = torch.stack([example["image"] for example in examples])
+        return eval_batch(self.source, ids, images, [captions_of(e)[0] for e in examples])
+
+    def about(self) -> dict[str, Any]:
+        """How many there are, and their shape."""
+        return {"n": len(self), "shape": list(self.dataset[0]["image"].shape)}
+
+    def content_key(self, ids: Sequence[int]) -> str | None:
+        """None: to know the pixels they would all have to be read."""
+        del ids
+
+    def remarks(self) -> list[str]:
+        """None."""
+        return []
+
+
+class ModelPictures:
+    """What a model makes of prompts, picture i with seed + i, whenever it is asked for.
+
+    Args:
+        pipeline: The model.
+        prompts: One per picture.
+        seed: Of picture 0.
+        batch_size: Pictures made together.
+        options: More options of `TextToImage.generate_batches`.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    source = "generated"
+
+    def __init__(
+        self,
+        pipeline: TextToImage,
+        prompts: Sequence[str],
+        *,
+        seed: int,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> None:
+        self.pipeline, self.prompts, self.seed = pipeline, prompts, seed
+        self.block, self.options = batch_size, options
+        self.unreadable: Mapping[str, str] = {}
+        if prompts:
+            pipeline.generate_batches(prompts, seed=seed, batch_size=batch_size, **options)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def read(self, ids: Sequence[int]) -> EvalBatch:
+        """The pictures with these numbers, which follow each other, made now."""
+        assert list(ids) == list(range(ids[0], ids[0] + len(ids))), ids
+        prompts = [self.prompts[i] for i in ids]
+        images = self.pipeline.generate(
+            prompts, seed=self.seed + ids[0], batch_size=self.block, **self.options
+        )
+        return eval_batch(self.source, ids, images, prompts)
+
+    def about(self) -> dict[str, Any]:
+        """How many there are, and their shape."""
+        return {"n": len(self), "shape": list(self.pipeline.image_shape)}
+
+    def content_key(self, ids: Sequence[int]) -> str | None:
+        """None: nothing is kept of what a model makes."""
+        del ids
+
+    def remarks(self) -> list[str]:
+        """None."""
+        return []
+
+
+def eval_batch(
+    source: str, ids: Sequence[int], images: UInt8[Tensor, "N C H W"], prompts: Sequence[str]
+) -> EvalBatch:
+    """A batch of numbered pictures."""
+    numbers = torch.tensor(ids, dtype=torch.int64)
+    return {"source": source, "id": numbers, "image": images, "prompt": list(prompts)}
+
+
+def evaluation_prompts(dataset: Dataset, num_images: int) -> list[str]:
+    """The first caption of examples spread over the set; of all in turn where there are too few."""
+    count = len(dataset)
+    places = spread(count, num_images)
+    places = [places[i % len(places)] for i in range(num_images)]
+    return [captions_of(dataset[place])[0] for place in places]
+
+
+def prompts_sha256(prompts: Sequence[str]) -> str | None:
+    """SHA-256 of the prompts in their order; None where no picture has one."""
+    if not any(prompts):
+        return None
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()

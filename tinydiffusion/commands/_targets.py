@@ -1,0 +1,317 @@
+"""What `evaluate` is pointed at: the pictures to measure, and those to compare them with."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tinydiffusion.build import build_dataset, build_validation, pick_device
+from tinydiffusion.commands._evaluation import reference_pictures
+from tinydiffusion.commands._folder import FolderPictures
+from tinydiffusion.commands._measuring import Measurement
+from tinydiffusion.commands._sampling import make_samples, model_sha256
+from tinydiffusion.commands._sources import (
+    DatasetPictures,
+    ModelPictures,
+    Pictures,
+    evaluation_prompts,
+    prompts_sha256,
+)
+from tinydiffusion.commands._statistics_file import StatisticsFile
+from tinydiffusion.config import ConfigError, SamplingConfig
+from tinydiffusion.model_folder.layout import INDEX, WEIGHTS
+from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.protocols import Dataset
+from tinydiffusion.training.precision import Precision
+
+NUM_IMAGES = 512
+MAX_REFERENCE = 10**8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for on the command line."""
+
+    target: Path
+    metrics: list[str]
+    options: dict[str, dict[str, Any]]
+    data: str | None
+    train: str | None
+    assume_extractor: str | None
+    num_images: int | None
+    resize: int | None
+    guidance_scales: list[float]
+    shard: tuple[int, int]
+    state: Path | None
+    save_every: int
+    out: Path | None
+    samples: Path | None
+    seed: int
+    batch_size: int
+    overrides: dict[str, Any]
+    device: str
+    precision: Precision
+    hang_minutes: float | None
+    trust_plugins: bool
+
+
+@dataclass
+class Target:
+    """Pictures of every source that the metrics need, ready to be read.
+
+    Attributes:
+        generated: What is measured.
+        reference: What it is compared with, where a metric needs it.
+        train: What the model was trained on, likewise.
+        context: What makes the numbers what they are.
+        remarks: Warnings for every row.
+        pipeline: The model, where it is one.
+        sampling: How it makes pictures.
+    """
+
+    generated: Pictures
+    reference: Pictures | StatisticsFile | None
+    train: Pictures | None
+    context: dict[str, Any]
+    remarks: list[str] = field(default_factory=list)
+    pipeline: TextToImage | None = None
+    sampling: SamplingConfig | None = None
+
+    def sources(self) -> list[Pictures]:
+        """Those that can be looked at."""
+        each = (self.generated, self.reference, self.train)
+        return [p for p in each if p is not None and not isinstance(p, StatisticsFile)]
+
+
+def open_target(request: Request, measurement: Measurement, console: Console) -> Target:
+    """The pictures that these metrics need.
+
+    Raises:
+        ValueError: something is missing, or pictures are of different shapes.
+    """
+    if (request.target / INDEX).is_file():
+        target = _open_model(request, measurement, console)
+    else:
+        target = _open_folder(request, measurement, console)
+    about = {"generated": target.generated.about()}
+    for source, pictures in (("reference", target.reference), ("train", target.train)):
+        if pictures is not None:
+            about[source] = pictures.about()
+    _check_shapes(about)
+    prompts = list(target.generated.prompts) if any(target.generated.prompts) else None
+    target.context |= {
+        "target": str(request.target),
+        "data": request.data,
+        "train": request.train,
+        "metrics": request.metrics,
+        "options": request.options,
+        "sources": about,
+        "prompts_sha256": prompts_sha256(prompts or []),
+        "prompts": prompts,
+    }
+    return target
+
+
+# ---- a model ---------------------------------------------------------------------------------
+
+
+def _open_model(request: Request, measurement: Measurement, console: Console) -> Target:
+    pipeline = TextToImage.from_pretrained(
+        request.target,
+        device=pick_device(request.device),
+        precision=request.precision,
+        trust_plugins=request.trust_plugins,
+    )
+    sampling = dataclasses.replace(pipeline.config.sampling, **request.overrides)
+    pipeline.prepare(sampling)  # wrong settings raise here
+    _check_model_flags(request, pipeline)
+    reference = _reference_of_model(pipeline, request, console)
+    num_images = request.num_images or NUM_IMAGES
+    prompts = evaluation_prompts(_captioned(reference), num_images)
+    generated = _generated(request, pipeline, prompts, sampling, console)
+    if isinstance(reference, DatasetPictures):
+        reference = reference_pictures(reference.dataset, num_images)
+    weights = (request.target / "network" / WEIGHTS).read_bytes()
+    context: dict[str, Any] = {
+        "kind": "model",
+        "model_sha256": model_sha256(request.target),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "sampling": dataclasses.asdict(sampling),
+        "seed": request.seed,
+        "precision": "bfloat16" if pipeline.bfloat16 else "float32",
+        "device": pipeline.device.type,
+        "batch_size": request.batch_size,
+    }
+    train = _train_of_model(pipeline, request, measurement, console)
+    remarks = [remark for p in (reference, train) for remark in _resized(p)]
+    return Target(generated, reference, train, context, remarks, pipeline, sampling)
+
+
+def _check_model_flags(request: Request, pipeline: TextToImage) -> None:
+    if request.resize not in (None, pipeline.image_shape[-1]):
+        raise ConfigError(
+            f"--resize {request.resize}: the model's pictures have {pipeline.image_shape[-1]} "
+            "pixels; sample them into a folder and evaluate that"
+        )
+    if request.samples and (request.shard != (1, 1) or request.guidance_scales):
+        raise ConfigError(
+            "--samples goes with neither --shard nor --guidance-scales: make the samples first, "
+            "then evaluate their folder"
+        )
+    if request.data and request.data.endswith(".npz"):
+        raise ConfigError(
+            f"--data {request.data}: a model's prompts are captions of the reference; sample it "
+            "into a folder, and compare that with statistics"
+        )
+
+
+def _generated(
+    request: Request,
+    pipeline: TextToImage,
+    prompts: list[str],
+    sampling: SamplingConfig,
+    console: Console,
+) -> Pictures:
+    how: dict[str, Any] = {
+        "seed": request.seed,
+        "sampling": sampling,
+        "batch_size": request.batch_size,
+    }
+    if request.samples is None:
+        return ModelPictures(pipeline, prompts, **how)
+    model = model_sha256(request.target)
+    make_samples(request.samples, pipeline, prompts, model=model, console=console, **how)
+    return FolderPictures("generated", request.samples, console=console)
+
+
+def _reference_of_model(
+    pipeline: TextToImage, request: Request, console: Console
+) -> DatasetPictures | FolderPictures:
+    """The pictures to compare with, in the model's size."""
+    config, size, data = pipeline.config, pipeline.image_shape[-1], request.data
+    if data not in (None, "train", "validation"):
+        return FolderPictures("reference", Path(data), resize=size, console=console)
+    if data != "train" and config.validation is None:
+        raise ConfigError("the model's config has no validation set; name one with --data")
+    section = {**config.dataset, **({} if data == "train" else config.validation or {})}
+    console.print(f"reference, as the model's config asks for: {section}")
+    if section.get("size", size) != size:
+        raise ConfigError(f"the reference has pictures of size {section['size']}, the model {size}")
+    reference = build_dataset(section) if data == "train" else build_validation(config)
+    assert reference is not None
+    if len(reference) > MAX_REFERENCE:
+        raise ConfigError(f"the reference must have at most {MAX_REFERENCE} pictures")
+    return DatasetPictures("reference", reference)
+
+
+def _captioned(reference: DatasetPictures | FolderPictures) -> Dataset:
+    """The reference as examples with captions."""
+    if isinstance(reference, DatasetPictures):
+        return reference.dataset
+    if not any(reference.prompts):
+        raise ConfigError(
+            f"no captions in {reference.folder}: they are the model's prompts; list them in "
+            "metadata.jsonl"
+        )
+    return _Captions(reference)
+
+
+class _Captions:
+    """The examples of a folder that have a caption."""
+
+    def __init__(self, pictures: FolderPictures) -> None:
+        self.pictures = pictures
+        self.places = [i for i, prompt in enumerate(pictures.prompts) if prompt]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Any:
+        place = self.places[index]
+        return {"id": self.pictures.files[place].name, "caption": self.pictures.prompts[place]}
+
+
+def _train_of_model(
+    pipeline: TextToImage, request: Request, measurement: Measurement, console: Console
+) -> Pictures | None:
+    if not measurement.needing("train"):
+        return None
+    if request.train in (None, "train"):
+        return DatasetPictures("train", build_dataset(pipeline.config.dataset))
+    size = pipeline.image_shape[-1]
+    return FolderPictures("train", Path(request.train), resize=size, console=console)
+
+
+def _resized(pictures: Pictures | None) -> list[str]:
+    """That a folder's pictures are not of the model's size."""
+    if not isinstance(pictures, FolderPictures) or pictures.about()["resize"] is None:
+        return []
+    listed = ", ".join("{}x{}".format(*size) for size in sorted(pictures.sizes)[:3])
+    side = pictures.resize
+    return [f"{pictures.source} pictures were resized to {side}x{side}, some from {listed}"]
+
+
+# ---- a folder --------------------------------------------------------------------------------
+
+
+def _open_folder(request: Request, measurement: Measurement, console: Console) -> Target:
+    folder = request.target
+    scales = ["guidance-scales"] if request.guidance_scales else []
+    if unfit := [*request.overrides, *(["samples"] if request.samples else []), *scales]:
+        raise ConfigError(f"{folder} holds samples, not a model: leave out {', '.join(unfit)}")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is neither a model folder nor a folder of pictures")
+    how: dict[str, Any] = {"resize": request.resize, "console": console}
+    generated = FolderPictures("generated", folder, limit=request.num_images, **how)
+    _check_prompts(generated, measurement)
+    others: dict[str, Pictures | StatisticsFile | None] = {}
+    for source, flag, path in (
+        ("reference", "data", request.data),
+        ("train", "train", request.train),
+    ):
+        needing = measurement.needing(source)
+        if path is None and needing:
+            kind = "real" if source == "reference" else "training"
+            raise ConfigError(
+                f"{needing[0]} compares with {kind} pictures; name them with --{flag}"
+            )
+        if path is None or not needing:
+            others[source] = None
+        elif source == "reference" and path.endswith(".npz"):
+            others[source] = StatisticsFile(Path(path), request.assume_extractor)
+        else:
+            others[source] = FolderPictures(source, Path(path), **how)
+    remarks = []
+    if request.num_images and len(generated) < request.num_images:
+        remarks = [f"{folder} holds {len(generated)} samples, {request.num_images} were asked for"]
+    reference, train = others["reference"], others["train"]
+    assert not isinstance(train, StatisticsFile)
+    return Target(generated, reference, train, {"kind": "samples"}, remarks)
+
+
+def _check_prompts(generated: FolderPictures, measurement: Measurement) -> None:
+    """Metrics that read prompts have none of pictures without."""
+    if all(generated.prompts):
+        return
+    number = sum(not prompt for prompt in generated.prompts)
+    for name in measurement.needing("prompts"):
+        reason = (
+            f"needs a prompt of every picture, {number} of {len(generated)} in "
+            f"{generated.folder} have none; list them as `text` in metadata.jsonl"
+        )
+        measurement.fail(name, "error", reason)
+
+
+def _check_shapes(about: dict[str, dict[str, Any]]) -> None:
+    shapes = {source: a["shape"] for source, a in about.items() if "shape" in a}
+    expected = shapes["generated"]
+    for source, shape in shapes.items():
+        if shape != expected:
+            wanted, got = ("{2}x{1}".format(*each) for each in (expected, shape))
+            raise ConfigError(
+                f"the generated pictures are {wanted}, those of the {source} {got}; make them one "
+                "size with --resize N"
+            )

@@ -1,1 +1,0 @@
-"""Feature extractors shared by evaluators: uint8 pictures to float features."""

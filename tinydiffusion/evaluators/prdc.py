@@ -1,0 +1,130 @@
+"""Precision, recall, density and coverage: is it real, and is all of it there?"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tinydiffusion.evaluators._features import FeatureRows, chosen_extractor, row_name
+from tinydiffusion.evaluators._provenance import unverified
+from tinydiffusion.evaluators._statistics import mean_interval, wilson_interval
+from tinydiffusion.protocols import Score
+
+CHUNK = 256
+"""Rows whose distances to all others are in memory at once."""
+
+
+class PRDC(FeatureRows):
+    """Four shares of pictures that lie within the other set's neighbourhoods; higher is better.
+
+    A picture's neighbourhood is the ball that reaches to its k-th nearest of its own set.
+    Kynkäänniemi et al. (2019), https://arxiv.org/abs/1904.06991, and Naeem et al. (2020),
+    https://arxiv.org/abs/2002.09797:
+
+        precision  share of generated pictures in the ball of any reference picture
+        recall     share of reference pictures in the ball of any generated picture
+        density    mean number of reference balls around a generated picture, over k; may exceed 1
+        coverage   share of reference pictures whose ball holds a generated picture
+
+    The intervals of precision and density are over other generated pictures, the reference being
+    fixed. Recall and coverage depend on the generated set as a whole: they have none, and they
+    compare only at the same numbers of pictures.
+
+    Args:
+        extractor: Name of a feature extractor, or `{name: ..., options}`; rows of another one than
+            the FID Inception carry its name.
+        weights: Weights file of the extractor.
+        allow_unverified: Accept another file than the genuine one, and flag the scores.
+        k: Which neighbour the balls reach to, at least 1.
+
+    Raises:
+        ValueError: an option is out of range, or the weights are missing or not genuine.
+    """
+
+    needs = ("generated", "reference")
+
+    def __init__(
+        self,
+        *,
+        extractor: str | dict[str, Any] = "inception",
+        weights: str | None = None,
+        allow_unverified: bool = False,
+        k: int = 3,
+    ) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.k = k
+        super().__init__(
+            chosen_extractor(extractor, weights=weights, allow_unverified=allow_unverified)
+        )
+
+    def compute(self) -> list[Score]:
+        """Rows `precision`, `recall`, `density` and `coverage`.
+
+        Raises:
+            ValueError: a set has no more than k pictures.
+        """
+        generated, reference = self.features("generated"), self.features("reference")
+        if min(len(generated), len(reference)) <= self.k:
+            raise ValueError(
+                f"prdc with k={self.k} needs at least {self.k + 1} pictures per set, got "
+                f"{len(generated)} and {len(reference)}"
+            )
+        radius = _radii(reference, self.k)
+        around = _balls_around(generated, reference, radius)  # of each generated picture
+        inside = around > 0
+        recalled = _balls_around(reference, generated, _radii(generated, self.k)) > 0
+        covered = _nearest(reference, generated) <= radius
+        hits, n = int(inside.sum()), len(inside)
+        return [
+            self._row("precision", inside.double(), wilson_interval(hits, n), each=True),
+            self._row("recall", recalled.double()),
+            self._row("density", around / self.k, mean_interval(around / self.k), each=True),
+            self._row("coverage", covered.double()),
+        ]
+
+    def provenance(self) -> dict[str, Any]:
+        """What makes the numbers comparable."""
+        return super().provenance() | {"k": self.k}
+
+    def _row(
+        self,
+        name: str,
+        values: Float[Tensor, "N"],
+        interval: tuple[float, float] | None = None,
+        *,
+        each: bool = False,
+    ) -> Score:
+        """The mean; with `each`, the values are those of the generated pictures."""
+        generated, reference = self.tables["generated"], self.tables["reference"]
+        return Score(
+            row_name(name, self.extractor),
+            values.mean().item(),
+            len(generated),
+            ci95=interval,
+            details={"k": self.k, "n_reference": len(reference)},
+            warnings=unverified(self.extractor.spec()),
+            per_picture=dict(zip(generated.ids(), values.tolist(), strict=True)) if each else {},
+        )
+
+
+def _radii(x: Float[Tensor, "N D"], k: int) -> Float[Tensor, "N"]:
+    """Distance of every row to its k-th nearest other one; the nearest of all is the row itself."""
+    return torch.cat([torch.cdist(rows, x).kthvalue(k + 1).values for rows in x.split(CHUNK)])
+
+
+def _balls_around(
+    x: Float[Tensor, "N D"], centres: Float[Tensor, "M D"], radii: Float[Tensor, "M"]
+) -> Float[Tensor, "N"]:
+    """How many balls every row lies in; a ball has its border."""
+    counts = [(torch.cdist(rows, centres) <= radii).sum(dim=1) for rows in x.split(CHUNK)]
+    return torch.cat(counts).double()
+
+
+def _nearest(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"]) -> Float[Tensor, "N"]:
+    """Distance of every row of x to the nearest row of y."""
+    return torch.cat([torch.cdist(rows, y).amin(dim=1) for rows in x.split(CHUNK)])
+
+
+PLUGIN = PRDC
