@@ -119,12 +119,18 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured when training ends."""
+    """What is measured when training ends, and on the way."""
 
     metrics: tuple[str, ...] = ()
     """Evaluator plug-ins; none = no evaluation."""
     num_images: int = 512
     """Pictures to make."""
+    every: int | None = None
+    """Pictures seen between two evaluations on the way; null = at the end only."""
+    every_num_images: int = 64
+    """Pictures to make on the way."""
+    keep_best: str | None = None
+    """Row, such as scene_accuracy, by which the best model on the way is kept in best/."""
     reference: Literal["train", "validation"] = "validation"
     """The set whose captions are prompts and whose pictures are the reference."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)

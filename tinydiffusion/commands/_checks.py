@@ -27,6 +27,7 @@ BOUNDS = {
     "sampling.guidance_scale": (0, 1000),
     "sampling.guidance_rescale": (0, 1),
     "evaluation.num_images": (1, 10**6),
+    "evaluation.every_num_images": (2, 10**6),
 }
 """Key -> least and most; a number beyond either is a slip that would never end or fill memory."""
 MOST_PROMPTS = 1024
@@ -107,6 +108,13 @@ def _check_mixes(config: Config) -> None:
             "evaluation.reference is 'validation', but there is no validation set; "
             "add one, or set evaluation.reference to 'train'"
         )
+    if evaluation.every is not None and not (evaluation.every >= 1 and evaluation.metrics):
+        raise ConfigError(
+            f"evaluation.every must be at least 1 and have metrics to measure, got "
+            f"{evaluation.every} and {list(evaluation.metrics)}"
+        )
+    if evaluation.keep_best is not None and evaluation.every is None:
+        raise ConfigError("evaluation.keep_best needs evaluation.every, the pictures between two")
     guidance_scale = config.sampling.guidance_scale
     if config.objective.get("caption_dropout_prob") == 0 and guidance_scale != 1:
         raise ConfigError(

@@ -22,6 +22,7 @@ from tinydiffusion.build import (
 from tinydiffusion.commands._checks import check_config, check_fits
 from tinydiffusion.commands._evaluation import evaluate_pipeline
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
+from tinydiffusion.commands._on_the_way import Evaluation
 from tinydiffusion.commands._pictures import save_labelled_grid
 from tinydiffusion.commands._rows import print_table, report_row, write_report
 from tinydiffusion.commands._sources import evaluation_prompts
@@ -263,6 +264,20 @@ class _Run:
                 bfloat16=self.pipeline.bfloat16,
             )
             hooks.append(validation)
+        evaluation = self.config.evaluation
+        if evaluation.every is not None:
+            on_the_way = Evaluation(
+                self.pipeline,
+                self.reference,
+                self.dataset,
+                metrics=evaluation.metrics,
+                options=evaluation.options,
+                every=evaluation.every,
+                num_images=evaluation.every_num_images,
+                keep_best=evaluation.keep_best,
+                seed=self.config.seed,
+            )
+            hooks.append(on_the_way)
         return hooks
 
 
