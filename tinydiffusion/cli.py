@@ -12,6 +12,7 @@ from tinydiffusion.cli_arguments import (
     Command,
     UsageError,
     count,
+    prompts_of_file,
     sampling_arguments,
     sampling_overrides,
     with_plugin_options,
@@ -120,7 +121,7 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=Path, help="A model folder, such as runs/quickstart/model.")
     add("prompt", nargs="*", help="One or more prompts.")
-    add("--prompts", type=Path, metavar="FILE", help="A text file with one prompt a line.")
+    add("--prompts", type=Path, metavar="FILE", help="Text, a prompt a line, or .jsonl.")
     add("--num-images", type=count, default=1, metavar="N", help="Pictures per prompt; default 1.")
     add("--negative-prompt", default="", metavar="TEXT", help="What guidance moves away from.")
     add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
@@ -156,13 +157,7 @@ def _sample(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 def _prompts(known: argparse.Namespace) -> list[str]:
     prompts = list(known.prompt)
     if known.prompts is not None:
-        if not known.prompts.is_file():
-            raise UsageError(f"--prompts {known.prompts}: there is no such file")
-        try:
-            lines = known.prompts.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UsageError(f"--prompts {known.prompts}: not a text in UTF-8") from error
-        prompts += [line for line in lines if line.strip()]
+        prompts += prompts_of_file(known.prompts)
     if not prompts:
         raise UsageError("no prompt; give one or more after the model, or --prompts FILE")
     return prompts

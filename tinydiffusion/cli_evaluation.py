@@ -10,10 +10,14 @@ from tinydiffusion.cli_arguments import (
     UsageError,
     count,
     positive,
+    prompts_of_file,
     sampling_arguments,
     sampling_overrides,
     with_plugin_options,
 )
+
+JUDGE = "scene_accuracy"
+"""The evaluator that reads what prompts ask for from the file that they are in."""
 
 # ---- evaluate --------------------------------------------------------------------------------
 
@@ -42,7 +46,16 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--num-images", type=count, metavar="N",
-        help="Pictures; default 512 of a model, all of a folder.",
+        help="Pictures; default 512 of a model, all of a folder or of --prompts.",
+    )  # fmt: skip
+    add(
+        "--prompts", type=Path, metavar="FILE",
+        help="A model's prompts in place of captions: text, one a line, or GenEval's .jsonl, which "
+        "tells scene_accuracy too what is asked for.",
+    )  # fmt: skip
+    add(
+        "--samples-per-prompt", type=count, default=1, metavar="N",
+        help="Pictures of each of these prompts; default 1.",
     )  # fmt: skip
     add("--resize", type=int, metavar="N", help="Make a folder's pictures squares of N pixels.")
     add(
@@ -82,6 +95,14 @@ def _at_scale_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     known, options = with_plugin_options(parser, arguments)
+    metrics, prompts = _names(known.metrics), []
+    if known.prompts is not None:
+        prompts = [
+            p for p in prompts_of_file(known.prompts) for _ in range(known.samples_per_prompt)
+        ]
+    if known.prompts is not None and known.prompts.suffix == ".jsonl" and JUDGE in metrics:
+        told = {"prompts": str(known.prompts), "samples_per_prompt": known.samples_per_prompt}
+        options[JUDGE] = told | options.get(JUDGE, {})
     from tinydiffusion.commands._targets import Request
     from tinydiffusion.commands.evaluate import evaluate
 
@@ -90,8 +111,9 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
              "batch_size", "device", "precision", "hang_minutes", "trust_plugins")  # fmt: skip
     return evaluate(
         Request(
-            metrics=_names(known.metrics),
+            metrics=metrics,
             options=options,
+            prompts=prompts,
             overrides=sampling_overrides(known),
             **{name: getattr(known, name) for name in given},
         )
@@ -200,8 +222,29 @@ def _evaluators(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     return evaluators(known.name)
 
 
+# ---- prompts ---------------------------------------------------------------------------------
+
+
+def _prompts_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("out", type=Path, metavar="FILE.jsonl", help="Where to write them, in GenEval's format.")
+    add("--per-task", type=count, default=50, metavar="N", help="Of each of six; default 50.")
+    add("--ladders", type=int, default=0, metavar="N", help="Of one to five conditions; default 0.")
+    add("--seed", type=int, default=0, help="Default 0.")
+
+
+def _prompts(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known = parser.parse_args(arguments)
+    if known.out.suffix != ".jsonl":
+        raise UsageError(f"{known.out}: the name must end in .jsonl")
+    from tinydiffusion.commands.prompts import prompts
+
+    return prompts(known.out, per_task=known.per_task, ladders=known.ladders, seed=known.seed)
+
+
 COMMANDS: dict[str, Command] = {
     "evaluate": ("Measure a model or a folder of pictures.", _evaluate_arguments, _evaluate),
+    "prompts": ("Write prompts of drawn scenes, by task.", _prompts_arguments, _prompts),
     "merge": ("One report of the shards of an evaluation.", _merge_arguments, _merge),
     "statistics": ("Keep the statistics of a reference.", _statistics_arguments, _statistics),
     "compare": ("Which differences of two reports are not noise?", _compare_arguments, _compare),

@@ -288,7 +288,7 @@ def _nearest(key: str, known: Sequence[str]) -> str | None:
     section, _, name = key.lower().replace("-", "_").rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     others = {k.rpartition(".")[2]: k for k in reversed(known)}
-    for names, cutoff in ((siblings, 1.0), (others, 1.0), (siblings, 0.6), (others, 0.75)):
+    for names, cutoff in ((siblings, 0.85), (others, 1.0), (siblings, 0.6), (others, 0.75)):
         if (near := registry.nearest(name, names, cutoff)) is not None:
             return names[near]
     return None

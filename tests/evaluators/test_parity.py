@@ -224,7 +224,7 @@ def test_kid_of_all_pictures_equals_torch_fidelitys_full_subset(batch):
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_precision_and_recall_equal_torch_fidelity(pixels, k):
-    evaluator, generated, reference = pixels(PRDC(extractor=PIXELS, k=k))
+    evaluator, generated, reference = pixels(PRDC(extractor=PIXELS, nearest_k=k))
     expected = prc_features_to_metric(generated, reference, prc_neighborhood=k, verbose=False)
     rows = evaluator.compute()
     assert 0 < rows[0].value < 1
@@ -235,7 +235,7 @@ def test_precision_and_recall_equal_torch_fidelity(pixels, k):
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_all_four_equal_prdc(pixels, k):
     oracle = pytest.importorskip("prdc", reason=EXTRA)
-    evaluator, generated, reference = pixels(PRDC(extractor=PIXELS, k=k))
+    evaluator, generated, reference = pixels(PRDC(extractor=PIXELS, nearest_k=k))
     expected = oracle.compute_prdc(reference.numpy(), generated.numpy(), k)
     for row in evaluator.compute():
         assert row.value == pytest.approx(expected[row.name.split("[")[0]], rel=1e-5)

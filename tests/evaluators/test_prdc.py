@@ -22,7 +22,7 @@ def feed(evaluator, batch, generated, reference):
 
 
 def scores(batch, generated, reference, k=1):
-    evaluator = PRDC(extractor={"name": "pixels", "size": 1}, k=k)
+    evaluator = PRDC(extractor={"name": "pixels", "size": 1}, nearest_k=k)
     rows = feed(evaluator, batch, generated, reference).compute()
     assert [row.name for row in rows] == [f"{name}[pixels]" for name in NAMES]
     return dict(zip(NAMES, rows, strict=True))
@@ -42,7 +42,7 @@ def test_by_hand(batch):
     assert rows["precision"].per_picture == {0: 1.0, 1: 1.0, 2: 1.0}
     assert rows["density"].per_picture == {0: 2.0, 1: 2.0, 2: 1.0}
     assert rows["recall"].per_picture == {}
-    assert rows["density"].details == {"k": 1, "n_reference": 4}
+    assert rows["density"].details == {"nearest_k": 1, "n_reference": 4}
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -82,13 +82,15 @@ def test_neither_order_nor_parts_matter(batch, merge, pictures):
     merged.load_state(merge(*(part.state() for part in parts)))
     assert merged.compute() == whole
     json.dumps([row._asdict() for row in whole], allow_nan=False)
-    assert merged.provenance()["k"] == 3
+    assert merged.provenance()["nearest_k"] == 3
 
 
 def test_too_few_pictures_are_a_clear_error(batch):
-    with pytest.raises(ValueError, match="k=3 needs at least 4 pictures per set, got 9 and 3"):
+    with pytest.raises(
+        ValueError, match="nearest_k=3 needs at least 4 pictures per set, got 9 and 3"
+    ):
         scores(batch, dots(*range(9)), dots(1, 2, 3), k=3)
     with pytest.raises(ValueError, match="there is no generated picture"):
         scores(batch, dots(*range(9))[:0], dots(1, 2, 3))
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-        PRDC(k=0)
+        PRDC(nearest_k=0)

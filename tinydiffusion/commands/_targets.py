@@ -42,6 +42,7 @@ class Request:
     train: str | None
     assume_extractor: str | None
     num_images: int | None
+    prompts: list[str]  # of a file; empty where there is none
     resize: int | None
     guidance_scales: list[float]
     shard: tuple[int, int]
@@ -128,12 +129,15 @@ def _open_model(request: Request, measurement: Measurement, console: Console) ->
     sampling = dataclasses.replace(pipeline.config.sampling, **request.overrides)
     pipeline.prepare(sampling)  # wrong settings raise here
     _check_model_flags(request, pipeline)
-    reference = _reference_of_model(pipeline, request, console)
-    num_images = request.num_images or NUM_IMAGES
-    prompts = evaluation_prompts(_captioned(reference), num_images)
+    reference = None
+    if not request.prompts or measurement.needing("reference"):
+        reference = _reference_of_model(pipeline, request, console)
+    prompts = request.prompts[: request.num_images]
+    if reference is not None and not prompts:
+        prompts = evaluation_prompts(_captioned(reference), request.num_images or NUM_IMAGES)
     generated = _generated(request, pipeline, prompts, sampling, console)
     if isinstance(reference, DatasetPictures):
-        reference = reference_pictures(reference.dataset, num_images)
+        reference = reference_pictures(reference.dataset, len(prompts))
     weights = (request.target / "network" / WEIGHTS).read_bytes()
     context: dict[str, Any] = {
         "kind": "model",
@@ -259,8 +263,9 @@ def _resized(pictures: Pictures | None) -> list[str]:
 
 def _open_folder(request: Request, measurement: Measurement, console: Console) -> Target:
     folder = request.target
-    scales = ["guidance-scales"] if request.guidance_scales else []
-    if unfit := [*request.overrides, *(["samples"] if request.samples else []), *scales]:
+    of_models = ("samples", "guidance_scales", "prompts")
+    given = [name.replace("_", "-") for name in of_models if getattr(request, name)]
+    if unfit := [*request.overrides, *given]:
         raise ConfigError(f"{folder} holds samples, not a model: leave out {', '.join(unfit)}")
     if not folder.is_dir():
         raise ConfigError(f"{folder} is neither a model folder nor a folder of pictures")

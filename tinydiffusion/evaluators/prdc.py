@@ -36,7 +36,7 @@ class PRDC(FeatureRows):
             the FID Inception carry its name.
         weights: Weights file of the extractor.
         allow_unverified: Accept another file than the genuine one, and flag the scores.
-        k: Which neighbour the balls reach to, at least 1.
+        nearest_k: Which neighbour the balls reach to, at least 1.
 
     Raises:
         ValueError: an option is out of range, or the weights are missing or not genuine.
@@ -50,11 +50,11 @@ class PRDC(FeatureRows):
         extractor: str | dict[str, Any] = "inception",
         weights: str | None = None,
         allow_unverified: bool = False,
-        k: int = 3,
+        nearest_k: int = 3,
     ) -> None:
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        self.k = k
+        if nearest_k < 1:
+            raise ValueError(f"nearest_k must be at least 1, got {nearest_k}")
+        self.nearest_k = nearest_k
         super().__init__(
             chosen_extractor(extractor, weights=weights, allow_unverified=allow_unverified)
         )
@@ -63,30 +63,35 @@ class PRDC(FeatureRows):
         """Rows `precision`, `recall`, `density` and `coverage`.
 
         Raises:
-            ValueError: a set has no more than k pictures.
+            ValueError: a set has no more than nearest_k pictures.
         """
         generated, reference = self.features("generated"), self.features("reference")
-        if min(len(generated), len(reference)) <= self.k:
+        if min(len(generated), len(reference)) <= self.nearest_k:
             raise ValueError(
-                f"prdc with k={self.k} needs at least {self.k + 1} pictures per set, got "
+                f"prdc with nearest_k={self.nearest_k} needs at least {self.nearest_k + 1} pictures per set, got "
                 f"{len(generated)} and {len(reference)}"
             )
-        radius = _radii(reference, self.k)
+        radius = _radii(reference, self.nearest_k)
         around = _balls_around(generated, reference, radius)  # of each generated picture
         inside = around > 0
-        recalled = _balls_around(reference, generated, _radii(generated, self.k)) > 0
+        recalled = _balls_around(reference, generated, _radii(generated, self.nearest_k)) > 0
         covered = _nearest(reference, generated) <= radius
         hits, n = int(inside.sum()), len(inside)
         return [
             self._row("precision", inside.double(), wilson_interval(hits, n), each=True),
             self._row("recall", recalled.double()),
-            self._row("density", around / self.k, mean_interval(around / self.k), each=True),
+            self._row(
+                "density",
+                around / self.nearest_k,
+                mean_interval(around / self.nearest_k),
+                each=True,
+            ),
             self._row("coverage", covered.double()),
         ]
 
     def provenance(self) -> dict[str, Any]:
         """What makes the numbers comparable."""
-        return super().provenance() | {"k": self.k}
+        return super().provenance() | {"nearest_k": self.nearest_k}
 
     def _row(
         self,
@@ -103,7 +108,7 @@ class PRDC(FeatureRows):
             values.mean().item(),
             len(generated),
             ci95=interval,
-            details={"k": self.k, "n_reference": len(reference)},
+            details={"nearest_k": self.nearest_k, "n_reference": len(reference)},
             warnings=unverified(self.extractor.spec()),
             per_picture=dict(zip(generated.ids(), values.tolist(), strict=True)) if each else {},
         )
