@@ -68,8 +68,8 @@ class PRDC(FeatureRows):
         generated, reference = self.features("generated"), self.features("reference")
         if min(len(generated), len(reference)) <= self.nearest_k:
             raise ValueError(
-                f"prdc with nearest_k={self.nearest_k} needs at least {self.nearest_k + 1} pictures per set, got "
-                f"{len(generated)} and {len(reference)}"
+                f"prdc with nearest_k={self.nearest_k} needs at least {self.nearest_k + 1} "
+                f"pictures per set, got {len(generated)} and {len(reference)}"
             )
         radius = _radii(reference, self.nearest_k)
         around = _balls_around(generated, reference, radius)  # of each generated picture
