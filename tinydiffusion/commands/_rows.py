@@ -110,7 +110,7 @@ def environment() -> dict[str, Any]:
 def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Print value, interval, floor and n of every row, every warning once, then what has failed."""
     table = Table(title=title, title_justify="left")
-    table.add_column("result")
+    table.add_column("result", no_wrap=True)
     floors = any(row["details"].get("floor") is not None for row in rows)
     columns = ("value", "95 % interval", *(["floor"] if floors else []), "n")
     for column in columns:
@@ -118,7 +118,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     for row in rows:
         floor = [shown_floor(row)] if floors else []
         table.add_row(row["name"], shown_value(row), shown_interval(row), *floor, str(row["n"]))
-    console = Console(highlight=False, markup=False)
+    console = _console()
     console.print(table)
     for warning in dict.fromkeys(w for row in rows for w in row["warnings"]):
         console.print(f"warning: {warning}", soft_wrap=True)
@@ -131,12 +131,18 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
 def print_sweep(sweep: Sequence[Mapping[str, Any]]) -> None:
     """Print every value at every guidance scale."""
     table = Table(title="guidance scale", title_justify="left")
-    table.add_column("result")
+    table.add_column("result", no_wrap=True)
     for point in sweep:
         table.add_column(f"{point['guidance_scale']:g}", justify="right")
     for rows in zip(*(point["results"] for point in sweep), strict=True):
         table.add_row(rows[0]["name"], *map(shown_value, rows))
-    Console(highlight=False, markup=False).print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Standard output; where that is no terminal, wide enough for every column."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=120)
 
 
 def shown_value(row: Mapping[str, Any]) -> str:
