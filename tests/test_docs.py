@@ -103,8 +103,8 @@ def code_cache(tmp_path, monkeypatch):
 
 
 def run_command(words: list[str]) -> None:
-    if words[0] in ("pip", "./check"):
-        return  # what .ci/run does
+    if words[0] in ("pip", "./check") or words[:3] == ["python", "-m", "pytest"]:
+        return  # what .ci/run does, and what takes long
     if words[0] == "python":
         door = words[1]
         assert (ROOT / door).is_file(), words
