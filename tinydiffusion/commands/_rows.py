@@ -118,7 +118,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     for row in rows:
         floor = [shown_floor(row)] if floors else []
         table.add_row(row["name"], shown_value(row), shown_interval(row), *floor, str(row["n"]))
-    console = _console()
+    console = stdout_console()
     console.print(table)
     for warning in dict.fromkeys(w for row in rows for w in row["warnings"]):
         console.print(f"warning: {warning}", soft_wrap=True)
@@ -136,10 +136,10 @@ def print_sweep(sweep: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(f"{point['guidance_scale']:g}", justify="right")
     for rows in zip(*(point["results"] for point in sweep), strict=True):
         table.add_row(rows[0]["name"], *map(shown_value, rows))
-    _console().print(table)
+    stdout_console().print(table)
 
 
-def _console() -> Console:
+def stdout_console() -> Console:
     """Standard output; where that is no terminal, wide enough for every column."""
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=120)

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from rich.console import Console
 from rich.table import Table
 
-from tinydiffusion.commands._rows import read_report
+from tinydiffusion.commands._rows import read_report, stdout_console
 from tinydiffusion.config import ConfigError
 from tinydiffusion.durable import replace_file
 
@@ -179,7 +178,7 @@ def _print(rows: Sequence[Row], a: str, b: str) -> None:
         interval = "" if row["ci95"] is None else "{:.3g} - {:.3g}".format(*row["ci95"])
         values = (f"{row['a']:.4g}", f"{row['b']:.4g}", f"{row['difference']:+.3g}")
         table.add_row(row["name"], *values, interval, row["verdict"])
-    console = Console(highlight=False, markup=False)
+    console = stdout_console()
     console.print(table)
     for row in rows:
         if "refused" in row:

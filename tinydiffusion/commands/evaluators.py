@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tinydiffusion import registry
+from tinydiffusion.commands._rows import stdout_console
 from tinydiffusion.config import ConfigError
 
 KINDS = ("evaluator", "feature_extractor")
@@ -24,7 +25,7 @@ BROKEN = 1
 
 def evaluators(name: str | None) -> int:
     """0 once they are listed, or the one that is named with its options; 1 where one is broken."""
-    console = Console(highlight=False, markup=False)
+    console = stdout_console()
     if name is not None:
         return _describe(name, console)
     broken = []

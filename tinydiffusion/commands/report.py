@@ -17,8 +17,8 @@ from tinydiffusion.durable import replace_file
 METRICS = "metrics.jsonl"
 MAX_LISTED = 16
 UNDRAWN = {
-    "pictures_seen", "progress", "seconds", "data_wait", "skipped_steps", "loss_spikes", "rollbacks",
-    "learning_rate",
+    "pictures_seen", "progress", "seconds", "data_wait", "learning_rate", "skipped_steps",
+    "loss_spikes", "rollbacks",
 }  # fmt: skip
 DISTANCES = ("fid", "fd_dinov2", "fid_clean", "fid_pt", "pixel_fd", "kid", "cmmd")
 ALIGNMENTS = ("clip_score", "scene_accuracy", "retrieval@1")
