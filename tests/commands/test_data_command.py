@@ -261,3 +261,14 @@ def test_no_captions_are_a_mistake(tmp_path, mistake):
 )
 def test_mistakes_are_one_line(folder, mistake, arguments, words):
     assert words in mistake("data", *(a.replace("SET", str(folder)) for a in arguments))
+
+
+def test_what_is_skipped_is_written_even_where_nothing_is_usable(tmp_path, mistake):
+    folder, file = tmp_path / "bad", tmp_path / "bad.json"
+    folder.mkdir()
+    (folder / "a.png").write_text("no picture")
+    (folder / "a.txt").write_text("a caption")
+    assert "1 of 1 pictures cannot be used" in mistake("data", str(folder), "--json", str(file))
+    scan = json.loads(file.read_text())
+    assert scan["samples"] == []
+    assert [row["path"] for row in scan["skipped"]] == ["a.png"]

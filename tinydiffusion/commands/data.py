@@ -49,7 +49,7 @@ def data(
         size: See the data sets; None leaves what `settings` or they themselves say.
         caption_column: Likewise.
         workers: Threads that decode.
-        json_file: Where to write all samples and all that is skipped.
+        json_file: Where to write all samples and all that is skipped, also where nothing is usable.
         sheet: Where to write a contact sheet.
 
     Raises:
@@ -66,16 +66,19 @@ def data(
         builders = _builders_of_run(settings, options)
     results = {split: _scan(split, build) for split, build in builders.items()}
     scans = {split: scan for split, (scan, _) in results.items()}
+    duplicates, shared = find_groups(scans)
+    if json_file is not None:
+        save_json(json_file, scans, duplicates, shared)
+    for scan, refusal in results.values():
+        if not scan.samples:
+            raise ConfigError(refusal)
     for split, scan in scans.items():
         _say(describe_scan(split, scan))
-    duplicates, shared = find_groups(scans)
     _say(describe_groups("duplicates (the same pixels again)", duplicates))
     if len(scans) > 1:
         _say(describe_groups("pictures shared between sets", shared))
     encoder = {"name": "clip"} if settings is None else settings.text_encoder
     _say(describe_captions(scans, encoder))
-    if json_file is not None:
-        save_json(json_file, scans, duplicates, shared)
     if sheet is not None:
         save_sheet(sheet, scans)
     for _, refusal in results.values():
@@ -166,13 +169,11 @@ def _scan(split: str, build: Callable[[], Dataset | None]) -> tuple[Scan, str]:
     """What is in the set, and why training would refuse it, if it would.
 
     Raises:
-        ValueError: the set is broken, or nothing of it can be used.
+        ValueError: the set is broken.
     """
     try:
         dataset = build()
     except TooManySkippedError as error:
-        if not error.scan.samples:
-            raise
         return error.scan, str(error)
     if not isinstance(dataset, PackedDataset):
         raise ConfigError(f"the {split} set is not read from picture files; nothing to scan")
