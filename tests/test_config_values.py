@@ -166,6 +166,9 @@ SENSELESS = {
     "sampling.num_prompts": COUNT,
     "evaluation.metrics": (["pixel_fd", "pixel_fd"], ["fidd"], [""]),
     "evaluation.num_images": COUNT,
+    "evaluation.every": (0, -1),
+    "evaluation.every_num_images": (1, *COUNT),
+    "evaluation.keep_best": ("", "pixel_fd"),  # without `every`
     "evaluation.options": ({"fid": {}}, {"pixel_fd": {"size": 0}}, {"pixel_fd": {"size": 2**62}}),
     "dataset.size": (1, 15, *COUNT),
     "dataset.num_scenes": COUNT,

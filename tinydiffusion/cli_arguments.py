@@ -53,6 +53,8 @@ def prompts_of_file(file: Path) -> list[str]:
         UsageError: there is no such file, it is not UTF-8, a line is not as it should be, or there
             is no prompt.
     """
+    if not file.is_file():
+        raise UsageError(f"--prompts {file}: there is no such file")
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
