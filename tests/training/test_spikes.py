@@ -107,6 +107,14 @@ def test_a_rolled_back_run_resumes_exactly(tmp_path):
     assert_same_bits(learned(second), learned(whole))
 
 
+def test_the_beginning_of_a_spike_is_nothing_to_go_back_to(tmp_path):
+    run = spiking_trainer(tmp_path, range(392, 416), rollback_on_spike=True)
+    with pytest.warns(UserWarning, match="usual range"):
+        run.train()
+    assert (run.pictures_seen, run.rollbacks) == (600, 1)
+    assert run.data_offset == 416 - 200  # not to the checkpoint that was due at 400
+
+
 def test_too_many_rollbacks_end_the_run(tmp_path):
     run = spiking_trainer(tmp_path, range(440, 10_000), rollback_on_spike=True)
     with (

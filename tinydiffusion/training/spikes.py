@@ -24,6 +24,11 @@ class SpikeDetector:
         self._usual: deque[float] = deque(maxlen=REMEMBERED)
         self._high = 0
 
+    @property
+    def calm(self) -> bool:
+        """Whether the last step was a usual one."""
+        return self._high == 0
+
     def add(self, loss: float) -> bool:
         """Whether a spike is complete with this step's loss."""
         if len(self._usual) < NEEDED or loss <= self._limit():

@@ -270,7 +270,8 @@ class Trainer:
                         return False
                 if self._stop.received is None:
                     self._run_hooks()
-                if save:
+                # What may be the beginning of a spike is nothing to go back to.
+                if save and (self._log.spikes.calm or not self.rollback_on_spike):
                     self._save()
         return True
 
