@@ -253,9 +253,10 @@ def test_inception_score_equals_torch_fidelity(inception_weights, batch, sets):
 # ---- two folders of 200 pictures -------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("size", "layer"), [(64, 2048), (64, 64), (512, 64)])
+@pytest.mark.parametrize(
+    ("size", "layer"), [pytest.param(64, 2048, marks=pytest.mark.slow), (64, 64), (512, 64)]
+)
 class TestFolders:
     """Everything from the files on: reading, resize, network, moments, formula."""
 
