@@ -1,5 +1,6 @@
 """A hang, a dead worker, a full disk, a second process: each ends with its own message and code."""
 
+import errno
 import itertools
 import json
 import os
@@ -172,11 +173,15 @@ def test_too_little_space_is_found_before_the_first_step(tmp_path, monkeypatch):
     assert run.step == 0
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_found_before_the_first_step(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(DiskError, match="Permission denied"):
-        trainer(tmp_path / "run").train()
+def test_a_closed_folder_is_found_before_the_first_step(tmp_path, monkeypatch):
+    def refuse(path):  # a mode would not do: root may write anywhere
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    run = trainer(tmp_path / "run")
+    monkeypatch.setattr("tinydiffusion.training.checkpoint.make_folder", refuse)
+    with pytest.raises(DiskError, match=r"cannot write in .*checkpoints: Permission denied"):
+        run.train()
+    assert run.step == 0
 
 
 def test_a_file_in_the_way_is_found_before_the_first_step(tmp_path):

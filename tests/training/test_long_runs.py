@@ -16,12 +16,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def asked_for(pytestconfig):
-    if pytestconfig.option.markexpr != "slow":
-        pytest.skip("takes minutes; run with -m slow")
-
-
 def run(benchmark, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "benchmarks" / benchmark), *arguments]

@@ -1,5 +1,6 @@
 """Rows by picture id, the state of every evaluator that looks at pictures one by one."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -104,7 +105,7 @@ class Table:
         return "/".join((self.source, *names))
 
 
-class RowsEvaluator:
+class RowsEvaluator(ABC):
     """Base of evaluators that keep one row per picture: a table for each source in `needs`.
 
     A subclass has `needs`, `columns`, `compute` and `provenance`.
@@ -120,9 +121,9 @@ class RowsEvaluator:
         sources = [source for source in self.needs if source in SOURCES]
         self.tables = {s: Table(s, tensors=tensors, texts=texts) for s in sources}
 
+    @abstractmethod
     def columns(self, batch: EvalBatch) -> Columns:
         """What is kept of each picture."""
-        raise NotImplementedError
 
     def update(self, batch: EvalBatch) -> None:
         """Take in pictures of a source in `needs`; those of others are passed over.
