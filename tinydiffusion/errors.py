@@ -32,6 +32,12 @@ class WorkerError(RunError):
     exit_code = 5
 
 
+class LostProcessError(RunError):
+    """Another process of the job has ended, or its machine is out of reach."""
+
+    exit_code = 7
+
+
 class OutOfMemoryError(RunError):
     """The device has no memory left."""
 

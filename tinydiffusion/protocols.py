@@ -62,6 +62,23 @@ class Augmented(Protocol):
 
 
 @runtime_checkable
+class Streaming(Protocol):
+    """A data set too large to be read in any order: near pictures come at near times.
+
+    `visit` takes the place of `__getitem__` and `augment` in training. A process asks for its own
+    places only, which mostly grow; what it is told must not depend on what it has asked before.
+    """
+
+    def visit(self, order_seed: int, place: int, generator: torch.Generator) -> Example:
+        """The example at `place`, in [0, len), of the epoch that `order_seed` shuffles.
+
+        Every example comes once per epoch. All other randomness (crop, flip) comes from
+        `generator`.
+        """
+        ...
+
+
+@runtime_checkable
 class Selective(Protocol):
     """A data set that may leave pictures out."""
 
