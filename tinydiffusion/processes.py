@@ -78,7 +78,7 @@ class Processes:
         """
         if self.count == 1:
             return work()
-        outcome: tuple[Any, tuple[str, int] | None] = (None, None)
+        outcome: Any = (None, None)
         if self.is_main:
             try:
                 outcome = (work(), None)
