@@ -24,6 +24,7 @@ from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.data_order import Batches
+from tinydiffusion.training.learner import Learner
 from tinydiffusion.training.trainer import Trainer
 
 CONFIG = {
@@ -88,12 +89,11 @@ def soak(run_dir: Path, steps: int) -> list[Reading]:
         gauge,
     ]
     trainer = Trainer(
-        objective,
+        Learner(objective, precision="float32"),
         Batches(dataset, 1),
         run_dir=run_dir,
         num_pictures=steps,
         identity={},
-        precision="float32",
         hooks=hooks,
         checkpoint_every=steps // 200,
         log_every=steps // 1000,

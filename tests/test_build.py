@@ -16,6 +16,7 @@ from tinydiffusion.build import (
     survey,
 )
 from tinydiffusion.config import Config, ConfigError, DiffusionConfig
+from tinydiffusion.diffusion.noise import picture_generators
 from tinydiffusion.registry import PluginError
 
 CAPTIONS = ["a red circle", "two blue squares"]
@@ -196,8 +197,8 @@ def test_components_fit_together_and_get_their_options():
     assert objective.denoiser.prediction_type == "v_prediction"
     assert objective.text_encoder.hidden_size == 32
     image = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
-    batch = {"image": image, "caption": CAPTIONS, "id": ["0", "1"]}
-    loss, _ = objective.loss(batch, torch.Generator().manual_seed(0))
+    batch = {"image": image, "caption": CAPTIONS, "id": ["0", "1"], "position": [0, 1]}
+    loss, _ = objective.loss(batch, picture_generators(0, 0, 2))
     loss.backward()
     assert loss > 0
 

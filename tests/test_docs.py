@@ -272,8 +272,9 @@ def test_network_and_objective(example):
     objective = example("objective")(denoiser=denoiser, text_encoder=encoder, delta=0.1)
     assert isinstance(objective, protocols.Objective)
     image = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    batch = protocols.Batch(image=image, caption=["a", "b", "c", ""], id=list("abcd"))
-    losses = [objective.loss(batch, torch.Generator().manual_seed(0))[0] for _ in range(2)]
+    captions = ["a", "b", "c", ""]
+    batch = protocols.Batch(image=image, caption=captions, id=captions, position=[0, 1, 2, 3])
+    losses = [objective.loss(batch, picture_generators(0, 0, 4))[0] for _ in range(2)]
     assert torch.equal(*losses)
     losses[0].backward()
     for module in (network, encoder):

@@ -13,7 +13,9 @@ from tinydiffusion import registry
 from tinydiffusion.config import KEYS, PLUGIN_SECTIONS, Config, ConfigError, plugin, unknown_key
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import Schedule, make_schedule
+from tinydiffusion.processes import ALONE, Processes
 from tinydiffusion.protocols import Dataset, Evaluator, Example, Fingerprinted, TextEncoder
+from tinydiffusion.training.learner import Learner
 
 OURS = {
     "network": ("text_dim", "pooled_dim", "in_channels"),
@@ -210,6 +212,17 @@ def build_objective(
     return registry.create(
         "objective", name, denoiser=denoiser, text_encoder=text_encoder, **options
     )
+
+
+def build_learner(config: Config, objective: Any, processes: Processes = ALONE) -> Learner:
+    """What trains the objective, which is on its device, step by step."""
+    training = config.training
+    names = (
+        "learning_rate", "betas", "weight_decay", "muon_modules", "muon_learning_rate",
+        "gradient_clip", "ema_max_decay", "ema_power", "precision", "strategy",
+    )  # fmt: skip
+    options = {name: getattr(training, name) for name in names}
+    return Learner(objective, seed=config.seed, processes=processes, **options)
 
 
 def build_evaluators(

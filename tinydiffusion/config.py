@@ -50,9 +50,11 @@ class TrainingConfig:
     max_minutes: float | None = None
     """Wall-clock budget; a machine too slow for num_pictures ends here, learning rate decayed."""
     batch_size: int = 64
-    """Pictures between two weight updates."""
+    """Pictures between two weight updates, of all processes together."""
     accumulation: int = 1
-    """Parts that a batch is cut into, to save memory."""
+    """Parts that a batch is cut into, to save memory; several processes share them."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Of several processes: the whole model in each, or a part of every tensor in each."""
     learning_rate: float = 1e-3
     """Peak of AdamW's learning rate."""
     betas: tuple[float, float] = (0.9, 0.99)

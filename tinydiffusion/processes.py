@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinydiffusion.errors import LostProcessError, RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=12)
@@ -90,6 +93,30 @@ class Processes:
             raise StoppedTogether(*stop)
         return result
 
+    def largest(self, tensor: "Tensor") -> "Tensor":
+        """The largest that any process has given, entry by entry; in place. Collective."""
+        if self.count > 1:
+            import torch.distributed as dist
+
+            with naming_lost_processes():
+                dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def hand_out(self, tensor: "Tensor") -> "Tensor":
+        """The main process's tensor, on the CPU; the others give one like it, on any device.
+
+        Collective.
+        """
+        if self.count == 1:
+            return tensor
+        import torch
+        import torch.distributed as dist
+
+        sent = tensor.cpu().contiguous() if self.is_main else torch.empty_like(tensor, device="cpu")
+        with naming_lost_processes():
+            dist.broadcast(sent, src=0)
+        return sent
+
     def wait(self) -> None:
         """Return once all processes have come here. Collective."""
         self.gather(None)
@@ -109,6 +136,10 @@ class Processes:
                 self.wait()
 
 
+ALONE = Processes()
+"""A job of one process."""
+
+
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Processes]:
     """Inside the `with`, this process among those of its launcher; alone where there was none.
@@ -120,7 +151,7 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         LostProcessError: the others are out of reach.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Processes()
+        yield ALONE
         return
     import torch
     from accelerate import PartialState

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 Generators = Sequence[torch.Generator]
-"""One generator per picture, so that picture i is the same in any batch."""
+"""One generator per picture, so that picture i is the same in any batch and any process."""
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -39,6 +39,7 @@ class Batch(TypedDict):
     image: UInt8[Tensor, "B C H W"]
     caption: list[str]
     id: list[str]
+    position: list[int]  # numbers in the endless order of a run's pictures
 
 
 @runtime_checkable
@@ -221,9 +222,13 @@ class Objective(Protocol):
     """
 
     def loss(
-        self, batch: Batch, generator: torch.Generator
+        self, batch: Batch, generators: Generators
     ) -> tuple[Float[Tensor, ""], Mapping[str, float | Tensor]]:
-        """The loss and scalars to log; all randomness comes from `generator`."""
+        """The mean loss of the pictures, and scalars to log.
+
+        All randomness of a picture comes from its own generator and from its position, so that
+        the mean over a batch is the mean over its parts, however it is cut.
+        """
         ...
 
 

@@ -7,7 +7,7 @@ import torch
 
 from tinydiffusion.diffusion.prediction import PREDICTION_TYPES
 from tinydiffusion.diffusion.schedule import make_schedule
-from tinydiffusion.diffusion.weighting import WEIGHTINGS, draw_timesteps, loss_weights
+from tinydiffusion.diffusion.weighting import WEIGHTINGS, loss_weights, spread_evenly, timesteps_of
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -94,8 +94,13 @@ def test_weights_are_finite_where_no_signal_is_left(weighting, name):
     assert loss_weights(weighting, "v_prediction", a, s).isfinite().all()
 
 
-def draw(density, batch_size, seed=0, **options):
-    return draw_timesteps(density, batch_size, 1000, torch.Generator().manual_seed(seed), **options)
+def draw(density, batch_size, seed=0, stratified=True, **options):
+    first = 977 * seed  # of the positions
+    positions = range(first, first + batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.rand(batch_size, generator=generator, dtype=torch.float64)
+    u = spread_evenly(positions) if stratified else u
+    return timesteps_of(u, density, 1000, **options)
 
 
 @pytest.mark.parametrize("stratified", [False, True])
@@ -115,14 +120,24 @@ def test_logit_normal_timesteps_follow_their_distribution(stratified, mean, std)
     assert stats.kstest(logits.numpy(), stats.norm(mean, std).cdf).pvalue > 0.01
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_stratified_timesteps_have_one_in_each_part(seed):
-    timesteps = draw("uniform", 50, seed=seed)
-    assert (timesteps // 20).tolist() == list(range(50))
-    parts = stats.norm.cdf(torch.logit((draw("logit_normal", 50, seed=seed) + 0.5) / 1000))
-    torch.testing.assert_close(
-        torch.from_numpy(parts), (torch.arange(50) + 0.5).double() / 50, atol=0.0125, rtol=0
-    )
+def test_timesteps_are_the_quantiles_of_their_density():
+    u = (torch.arange(50, dtype=torch.float64) + 0.525) / 50
+    assert timesteps_of(u, "uniform", 1000).tolist() == list(range(10, 1000, 20))
+    logits = torch.logit((timesteps_of(u, "logit_normal", 1000, mean=0.5, std=1.5) + 0.5) / 1000)
+    parts = torch.from_numpy(stats.norm(0.5, 1.5).cdf(logits))
+    torch.testing.assert_close(parts, u, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("first", [0, 1, 977, 10**9, 2**62])
+@pytest.mark.parametrize("count", [1, 7, 64, 1000])
+def test_any_consecutive_positions_are_spread_evenly(first, count):
+    """The gaps of N points on the circle have at most three lengths, none above 2.7 / N."""
+    u = spread_evenly(range(first, first + count)).sort().values
+    assert u.min() >= 0
+    assert u.max() < 1
+    gaps = torch.cat([u, u[:1] + 1]).diff()
+    assert gaps.max() < 2.7 / count or count == 1
+    assert len({round(gap, 9) for gap in gaps.tolist()}) <= 3
 
 
 def test_stratified_mean_is_steadier():
@@ -132,12 +147,7 @@ def test_stratified_mean_is_steadier():
         ]
         return torch.stack(means).std()
 
-    assert spread(True) < spread(False) / math.sqrt(32)
-
-
-def test_same_generator_same_timesteps():
-    assert draw("logit_normal", 8).equal(draw("logit_normal", 8))
-    assert not draw("logit_normal", 8).equal(draw("logit_normal", 8, seed=1))
+    assert spread(True) < spread(False) / 3
 
 
 def test_faults():

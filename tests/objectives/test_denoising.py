@@ -77,11 +77,12 @@ def batch(size=BATCH):
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (size, 3, 4, 4), dtype=torch.uint8, generator=generator)
     captions = [f"caption {i}" for i in range(size)]
-    return {"image": image, "caption": captions, "id": [str(i) for i in range(size)]}
+    ids = [str(i) for i in range(size)]
+    return {"image": image, "caption": captions, "id": ids, "position": list(range(size))}
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def generators(seed=0, size=BATCH):
+    return [torch.Generator().manual_seed(1000 * seed + i) for i in range(size)]
 
 
 def signal_and_noise(schedule, timesteps):
@@ -114,7 +115,7 @@ TARGETS = {
 )  # fmt: skip
 def test_loss_equals_that_by_hand(schedule, prediction_type):
     objective = make(schedule, prediction_type, caption_dropout_prob=0.0)
-    loss, scalars = objective.loss(batch(), generator())
+    loss, scalars = objective.loss(batch(), generators())
     network = objective.denoiser.network
     assert isinstance(objective, Objective)
     assert scalars == {}
@@ -133,9 +134,9 @@ def test_loss_equals_that_by_hand(schedule, prediction_type):
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
 def test_error_of_the_preview_is_added(weight):
-    plain, _ = make(caption_dropout_prob=0.0).loss(batch(), generator())
+    plain, _ = make(caption_dropout_prob=0.0).loss(batch(), generators())
     objective = make(network=Guesser, caption_dropout_prob=0.0, preview_weight=weight)
-    loss, scalars = objective.loss(batch(), generator())
+    loss, scalars = objective.loss(batch(), generators())
     x_0 = batch()["image"] / 255 * 2 - 1
     small = x_0.unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean(dim=(3, 5))
     lengths = torch.tensor([len(caption) / 50 for caption in batch()["caption"]])
@@ -162,8 +163,8 @@ def test_preview_learns_where_the_words_put_things():
     optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
     for step in range(40):
         optimizer.zero_grad()
-        examples = {"image": images, "caption": captions, "id": captions}
-        objective.loss(examples, generator(step))[0].backward()
+        examples = {"image": images, "caption": captions, "id": captions, "position": range(8)}
+        objective.loss(examples, generators(step, 8))[0].backward()
         optimizer.step()
     told = network.preview(text_encoder.encode(captions[:2])).mean(dim=(1, 2))
     expected = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
@@ -175,12 +176,13 @@ def test_weighting_multiplies_each_pictures_error():
     plain, weighted = make(), make(weighting="min_snr", gamma=2.0)
     capped = []
     for seed in range(12):
-        loss, _ = plain.loss(batch(1), generator(seed))
+        one = {**batch(1), "position": [seed]}
+        loss, _ = plain.loss(one, generators(seed, 1))
         a, s = signal_and_noise("linear", plain.denoiser.network.timesteps)
         snr = ((a / s) ** 2).item()
         capped.append(snr > 2)
         expected = loss * min(snr, 2.0) / snr
-        actual, _ = weighted.loss(batch(1), generator(seed))
+        actual, _ = weighted.loss(one, generators(seed, 1))
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=0)
     assert True in capped
     assert False in capped
@@ -196,16 +198,30 @@ def test_weighting_multiplies_each_pictures_error():
 )
 def test_time_density_reaches_the_network(options, lowest, highest):
     objective = make(**options)
-    objective.loss(batch(200), generator())
+    objective.loss(batch(200), generators(0, 200))
     assert lowest < objective.denoiser.network.timesteps.mean() < highest
 
 
 @pytest.mark.parametrize("stratified", [False, True])
-def test_stratified_timesteps_take_one_from_every_part(stratified):
+def test_stratified_timesteps_lie_evenly(stratified):
     objective = make(stratified=stratified)
-    objective.loss(batch(20), generator())
-    parts = (objective.denoiser.network.timesteps / 50).long().tolist()
-    assert (parts == list(range(20))) == stratified
+    objective.loss(batch(20), generators(0, 20))
+    gaps = objective.denoiser.network.timesteps.sort().values.diff()
+    assert (gaps.max() < 2.7 * 50) == stratified
+
+
+@pytest.mark.parametrize("cuts", [[16], [8, 8], [1] * 16, [4, 12]])
+def test_mean_over_the_parts_is_that_of_the_batch(cuts):
+    """Whatever the parts: so several processes, or micro-batches, learn what one learns."""
+    objective = make(caption_dropout_prob=0.5, network=Guesser)
+    whole, _ = objective.loss(batch(), generators())
+    total, first = 0.0, 0
+    for size in cuts:
+        here = slice(first, first + size)
+        part = {key: values[here] for key, values in batch().items()}
+        total += size / BATCH * objective.loss(part, generators()[here])[0]
+        first += size
+    torch.testing.assert_close(total, whole)
 
 
 # ---- randomness ------------------------------------------------------------------------------
@@ -216,15 +232,15 @@ def test_same_generator_same_loss_and_nothing_else_matters():
     losses = []
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
-        losses.append(objective.loss(batch(), generator(5))[0])
+        losses.append(objective.loss(batch(), generators(5))[0])
     assert torch.equal(*losses)
-    assert not torch.equal(losses[0], objective.loss(batch(), generator(6))[0])
+    assert not torch.equal(losses[0], objective.loss(batch(), generators(6))[0])
 
 
 def test_the_global_random_state_is_left_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    make().loss(batch(), generator())
+    make().loss(batch(), generators())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -233,7 +249,7 @@ def test_the_global_random_state_is_left_alone():
 
 def dropped(objective, captions, seed):
     """Places of the captions that were emptied; the others are checked to be as they were."""
-    objective.loss({**batch(len(captions)), "caption": captions}, generator(seed))
+    objective.loss({**batch(len(captions)), "caption": captions}, generators(seed, len(captions)))
     encoded = objective.text_encoder.encoded[-1]
     for caption, now in zip(captions, encoded, strict=True):
         assert now in (caption, "")
@@ -269,7 +285,7 @@ def test_dropout_does_not_move_noise_or_timesteps():
     networks = []
     for probability in (0.0, 1.0):
         objective = make(caption_dropout_prob=probability)
-        objective.loss(batch(), generator())
+        objective.loss(batch(), generators())
         networks.append(objective.denoiser.network)
     assert torch.equal(networks[0].x_t, networks[1].x_t)
     assert not torch.equal(networks[0].text.pooled, networks[1].text.pooled)
@@ -312,7 +328,7 @@ def test_an_unknown_weighting_or_density_is_an_error_when_it_is_built(options, m
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradients_go_to_the_network_and_to_an_encoder_that_is_not_frozen(frozen):
     objective = make(frozen=frozen)
-    loss, _ = objective.loss(batch(), generator())
+    loss, _ = objective.loss(batch(), generators())
     loss.backward()
     assert objective.denoiser.network.gain.grad != 0
     gradient = objective.text_encoder.weight.grad

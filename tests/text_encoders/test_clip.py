@@ -37,7 +37,6 @@ def copy_into_open_clip(encoder: ClipTextEncoder, layers: int):
     names = {
         "attention_norm": "ln_1",
         "qkv.weight": "attn.in_proj_weight",
-        "qkv.bias": "attn.in_proj_bias",
         "attention_out": "attn.out_proj",
         "mlp_norm": "ln_2",
         "mlp_in": "mlp.c_fc",
@@ -51,6 +50,8 @@ def copy_into_open_clip(encoder: ClipTextEncoder, layers: int):
         for old, new in names.items():
             name = name.replace(old, new)
         renamed[name] = weight
+        if name.endswith("in_proj_weight"):  # ours has no such bias
+            renamed[name.replace("weight", "bias")] = torch.zeros(len(weight))
     reference.load_state_dict(renamed)
     return reference
 

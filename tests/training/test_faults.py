@@ -219,11 +219,11 @@ def test_a_disk_that_fails_ends_the_run_and_keeps_the_older_checkpoints(tmp_path
 def test_the_pictures_of_a_diverged_run_are_named(tmp_path):
     run = trainer(tmp_path, log_every=4)
 
-    def loss(batch, generator):
+    def loss(batch, generators):
         value = next(iter(run.learner.parameters.values())).sum() * float("nan")
         return value, {}
 
-    run.learner.objective.loss = loss
+    run.learner.module.loss = loss
     with pytest.raises(NonFiniteError, match=r"non_finite\.json"):
         run.train()
     suspects = json.loads((tmp_path / "non_finite.json").read_text())

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from training_toys import Autoencoder, assert_same_bits, learned, trainer
 
+from tinydiffusion.processes import ALONE
 from tinydiffusion.training.checkpoint import CheckpointError
 from tinydiffusion.training.muon import GuardedMuon, orthogonalised
+from tinydiffusion.training.parallel import Replicated
 
 GO = torch.zeros(())
 
@@ -23,7 +25,7 @@ def weights(module):
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
 def test_equals_torchs_muon():
     ours, reference = layers(), layers()
-    muon = GuardedMuon(weights(ours), momentum=0.9, weight_decay=0.1)
+    muon = GuardedMuon(weights(ours), Replicated(ours, ALONE), momentum=0.9, weight_decay=0.1)
     torchs = torch.optim.Muon(weights(reference).values(), lr=0.05, momentum=0.9, weight_decay=0.1)
     for seed in range(5):
         for module in (ours, reference):
@@ -60,7 +62,7 @@ def test_a_zero_gradient_moves_nothing():
 
 def test_a_matrix_without_a_gradient_stays():
     module = layers()
-    muon = GuardedMuon(weights(module), weight_decay=0.1)
+    muon = GuardedMuon(weights(module), Replicated(module, ALONE), weight_decay=0.1)
     for parameter in weights(module).values():
         parameter.grad = torch.ones_like(parameter)
     muon.guarded_step(0.1, GO)  # now there is momentum
@@ -79,8 +81,8 @@ class Mixing(Autoencoder):
         self.mix = nn.Linear(4, 4, bias=False)
         nn.init.eye_(self.mix.weight)
 
-    def loss(self, batch, generator):
-        loss, scalars = super().loss(batch, generator)
+    def loss(self, batch, generators):
+        loss, scalars = super().loss(batch, generators)
         x = batch["image"].float() / 127.5 - 1
         return loss + (self.mix(x) - x.flip(-1)).square().mean(), scalars
 

@@ -4,10 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from tinydiffusion.processes import ALONE
 from tinydiffusion.training.optimizer import Optimizer
+from tinydiffusion.training.parallel import Replicated
 
 OPTIONS = {"learning_rate": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.5}
 BOTH = {**OPTIONS, "muon_modules": [""], "muon_learning_rate": 0.05}
+
+
+def optimizer_of(module, **options):
+    return Optimizer(module, Replicated(module, ALONE), **options)
 
 
 def linear():
@@ -26,7 +32,7 @@ def set_gradients(module, seed):
 
 def test_equals_adamw_with_decay_on_matrices_only():
     ours, reference = linear(), linear()
-    optimizer = Optimizer(ours, **OPTIONS)
+    optimizer = optimizer_of(ours, **OPTIONS)
     groups = [
         {"params": [reference.weight], "weight_decay": 0.5},
         {"params": [reference.bias], "weight_decay": 0.0},
@@ -44,7 +50,7 @@ def test_equals_adamw_with_decay_on_matrices_only():
 @pytest.mark.parametrize("options", [OPTIONS, BOTH])
 def test_a_step_called_off_changes_nothing(options):
     module = linear()
-    optimizer = Optimizer(module, **options)
+    optimizer = optimizer_of(module, **options)
     set_gradients(module, 0)
     optimizer.guarded_step(1.0, torch.zeros(()))
     before = [p.clone() for p in module.parameters()]
@@ -60,7 +66,7 @@ def test_a_step_called_off_changes_nothing(options):
 @pytest.mark.parametrize("options", [OPTIONS, BOTH])
 def test_state_goes_over_by_name(options):
     first, second = linear(), linear()
-    old, new = Optimizer(first, **options), Optimizer(second, **options)
+    old, new = optimizer_of(first, **options), optimizer_of(second, **options)
     set_gradients(first, 0)
     old.guarded_step(1.0, torch.zeros(()))
     second.load_state_dict(first.state_dict())
@@ -78,7 +84,7 @@ def test_state_goes_over_by_name(options):
 
 def test_a_module_of_vectors_alone_can_be_trained():
     module = nn.LayerNorm(4)
-    optimizer = Optimizer(module, **OPTIONS)
+    optimizer = optimizer_of(module, **OPTIONS)
     set_gradients(module, 0)
     optimizer.guarded_step(1.0, torch.zeros(()))
     assert not torch.equal(module.bias, torch.zeros(4))
@@ -86,10 +92,10 @@ def test_a_module_of_vectors_alone_can_be_trained():
 
 def test_muon_takes_the_weights_of_linear_layers_alone():
     module = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 4), nn.Conv2d(4, 2, 3))
-    state = Optimizer(module, **BOTH).named_state()
+    state = optimizer_of(module, **BOTH).named_state()
     assert set(state) == {"1.weight/momentum"}  # AdamW makes its state at the first step
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    optimizer = Optimizer(module, **BOTH)
+    optimizer = optimizer_of(module, **BOTH)
     set_gradients(module, 0)
     optimizer.guarded_step(1.0, torch.zeros(()))
     assert all(not torch.equal(before[n], p) for n, p in module.named_parameters())
@@ -99,7 +105,7 @@ def test_muon_takes_the_weights_of_linear_layers_alone():
 def test_a_module_of_one_matrix_can_be_trained_by_muon():
     module = nn.Linear(4, 4, bias=False)
     before = module.weight.detach().clone()
-    optimizer = Optimizer(module, **BOTH)
+    optimizer = optimizer_of(module, **BOTH)
     set_gradients(module, 0)
     optimizer.guarded_step(1.0, torch.zeros(()))
     assert not torch.equal(module.weight, before)
@@ -108,7 +114,7 @@ def test_a_module_of_one_matrix_can_be_trained_by_muon():
 def test_muon_trains_the_named_modules_alone():
     module = nn.ModuleDict({"a": nn.Sequential(nn.Linear(4, 4)), "b": nn.Linear(4, 4)})
     for names, expected in ((["a"], {"a.0.weight"}), (["a.0", "b"], {"a.0.weight", "b.weight"})):
-        state = Optimizer(module, **OPTIONS, muon_modules=names, muon_learning_rate=0.1)
+        state = optimizer_of(module, **OPTIONS, muon_modules=names, muon_learning_rate=0.1)
         assert set(state.named_state()) == {f"{name}/momentum" for name in expected}
 
 
@@ -117,10 +123,10 @@ def test_a_module_without_a_linear_layer_to_train_is_named():
     frozen["a"].requires_grad_(False)
     for name in ("a", "b"):
         with pytest.raises(ValueError, match=f"'{name}', which holds no linear layer to train"):
-            Optimizer(frozen, **OPTIONS, muon_modules=[name])
+            optimizer_of(frozen, **OPTIONS, muon_modules=[name])
 
 
 def test_an_unknown_module_is_named_with_those_there_are():
     module = nn.ModuleDict({"network": nn.Linear(4, 4), "text_encoder": nn.Linear(4, 4)})
     with pytest.raises(ValueError, match=r"\['network', 'text_encoder'\], got 'text'"):
-        Optimizer(module, **OPTIONS, muon_modules=["text"])
+        optimizer_of(module, **OPTIONS, muon_modules=["text"])

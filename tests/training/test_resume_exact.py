@@ -140,9 +140,9 @@ class Seen(Autoencoder):
         super().__init__()
         self.ids = []
 
-    def loss(self, batch, generator):
+    def loss(self, batch, generators):
         self.ids += [int(i) for i in batch["id"]]
-        return super().loss(batch, generator)
+        return super().loss(batch, generators)
 
 
 def order(num_pictures, length=10) -> list[int]:

@@ -52,18 +52,15 @@ class Spiking(Autoencoder):
         super().__init__(dropout=0)
         self.bad = bad
 
-    def loss(self, batch, generator):
-        loss, scalars = super().loss(batch, generator)
-        bad = generator.initial_seed() in self.bad  # the noise's seed tells the position
+    def loss(self, batch, generators):
+        loss, scalars = super().loss(batch, generators)
+        bad = batch["position"][0] in self.bad
         return (loss * 100 if bad else loss), scalars
 
 
 def spiking_trainer(folder, positions, **options):
-    from tinydiffusion.training.data_order import seed_for
-
-    bad = {seed_for(0, "noise", position) for position in positions}
     defaults = {"num_pictures": 600, "learning_rate": 1e-4, "checkpoint_every": 200}
-    return trainer(folder, objective=Spiking(bad), **{**defaults, **options})
+    return trainer(folder, objective=Spiking(positions), **{**defaults, **options})
 
 
 def rows(folder):

@@ -119,10 +119,10 @@ sys.path.insert(0, sys.argv[2])
 from training_toys import Autoencoder, trainer
 
 class Slow(Autoencoder):
-    def loss(self, batch, generator):
+    def loss(self, batch, generators):
         print("training", flush=True)
         time.sleep(0.02)
-        return super().loss(batch, generator)
+        return super().loss(batch, generators)
 
 torch.set_num_threads(int(sys.argv[3]))  # sums over threads depend on their number
 run = trainer(Path(sys.argv[1]), objective=Slow())
@@ -167,11 +167,11 @@ class StopInStep(Autoencoder):
         super().__init__()
         self.steps_left = step
 
-    def loss(self, batch, generator):
+    def loss(self, batch, generators):
         self.steps_left -= 1
         if self.steps_left == 0:
             os.kill(os.getpid(), signal.SIGINT)
-        return super().loss(batch, generator)
+        return super().loss(batch, generators)
 
 
 def test_a_stop_finishes_the_step_and_leaves_the_due_hook_to_the_resumed_run(tmp_path, unbroken):
@@ -217,8 +217,8 @@ class SometimesNan(Autoencoder):
         super().__init__()
         self.bad, self.calls = bad, 0
 
-    def loss(self, batch, generator):
-        loss, scalars = super().loss(batch, generator)
+    def loss(self, batch, generators):
+        loss, scalars = super().loss(batch, generators)
         self.calls += 1
         return (loss * float("nan") if self.calls in self.bad else loss), scalars
 
@@ -237,8 +237,8 @@ def test_a_nan_step_is_counted_and_leaves_no_trace(tmp_path):
 
 
 def _without_third_step(step):
-    def stepped(batches, pictures_seen, factor):
-        return step(batches, pictures_seen, factor) if pictures_seen != 8 else ([], torch.ones(()))
+    def stepped(batches, factor):
+        return step(batches, factor) if batches[0]["position"][0] != 8 else ([], torch.ones(()))
 
     return stepped
 
@@ -376,9 +376,9 @@ def test_bfloat16_is_for_the_forward_pass_only(tmp_path):
     dtypes = []
 
     class Watching(Autoencoder):
-        def loss(self, batch, generator):
+        def loss(self, batch, generators):
             dtypes.append(self.encode(batch["image"].float()).dtype)
-            return super().loss(batch, generator)
+            return super().loss(batch, generators)
 
     run = trainer(tmp_path, objective=Watching(), precision="bfloat16", num_pictures=8)
     run.train()

@@ -1,11 +1,13 @@
 """A data set, an objective and a trainer small enough for tests; no diffusion."""
 
+import inspect
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from tinydiffusion.training.data_order import Batches
+from tinydiffusion.training.learner import Learner
 from tinydiffusion.training.trainer import Trainer
 
 
@@ -47,12 +49,16 @@ class Autoencoder(nn.Module):
         self.noise = noise
         self.dropout = nn.Dropout(dropout)
 
-    def loss(self, batch, generator):
+    def loss(self, batch, generators):
         x = batch["image"].float() / 127.5 - 1
-        noisy = x + self.noise * torch.randn(x.shape, generator=generator)
+        noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators])
+        noisy = x + self.noise * noise
         y = self.decode(self.dropout(torch.relu(self.encode(noisy))))
         loss = nn.functional.mse_loss(y, x)
         return loss, {"mse": loss, "pictures": float(len(x))}
+
+
+OF_LEARNER = inspect.signature(Learner).parameters.keys()
 
 
 def trainer(run_dir: Path, *, objective=None, dataset=None, batch_size=4, workers=0, **options):
@@ -66,11 +72,15 @@ def trainer(run_dir: Path, *, objective=None, dataset=None, batch_size=4, worker
         "checkpoint_every": 40,
         "log_every": 16,
     }
+    options = {**defaults, **options}
+    own = {name: options.pop(name) for name in OF_LEARNER & options.keys()}
+    learner = Learner(Autoencoder() if objective is None else objective, **own)
+    share = (learner.processes.rank, learner.processes.count)
     return Trainer(
-        Autoencoder() if objective is None else objective,
-        Batches(dataset or FlippingPictures(), batch_size, 3, num_workers=workers),
+        learner,
+        Batches(dataset or FlippingPictures(), batch_size, 3, num_workers=workers, share=share),
         run_dir=run_dir,
-        **{**defaults, **options},
+        **options,
     )
 
 

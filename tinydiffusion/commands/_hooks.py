@@ -67,11 +67,11 @@ class ValidationLoss:
     ) -> dict[str, float | str]:
         """Means over the pictures: of the loss, and of what else the objective reports."""
         totals: dict[str, float] = {}
-        for number, batch in enumerate(self.batches):
+        for batch in self.batches:
             image = batch["image"].to(self.device)
-            generator = generator_for(0, "validation", number)
+            generators = [generator_for(0, "validation", place) for place in batch["position"]]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                loss, scalars = self.objective.loss({**batch, "image": image}, generator)
+                loss, scalars = self.objective.loss({**batch, "image": image}, generators)
             for name, value in {**scalars, "loss": loss}.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(image)
         count = sum(len(batch["id"]) for batch in self.batches)
@@ -84,4 +84,5 @@ def _batch(dataset: Dataset, places: range) -> Batch:
         "image": torch.stack([example["image"] for example in examples]),
         "caption": [captions_of(example)[0] for example in examples],
         "id": [example["id"] for example in examples],
+        "position": list(places),
     }

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tinydiffusion.build import (
     build_dataset,
+    build_learner,
     build_objective,
     captions_of,
     pick_device,
@@ -90,23 +91,14 @@ def _fit(config: Config, examples: Sequence[Example]) -> TextToImage:
     shape = examples[0]["image"].shape
     objective: Any = build_objective(config, captions, shape[0]).to(device)
     num_pictures = TRAINED_ON[len(examples)]
-    training = config.training
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            objective,
+            build_learner(config, objective),
             Batches(_Few(examples), BATCH_SIZE, config.seed),
             run_dir=Path(folder),
             num_pictures=num_pictures,
             identity={},
-            learning_rate=training.learning_rate,
-            betas=training.betas,
-            weight_decay=training.weight_decay,
-            muon_modules=training.muon_modules,
-            muon_learning_rate=training.muon_learning_rate,
             warmup_pictures=num_pictures // 10,
-            gradient_clip=training.gradient_clip,
-            precision=training.precision,
-            seed=config.seed,
             checkpoint_every=num_pictures + 1,
             log_every=num_pictures,
         )

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from tinydiffusion import config as config_file
 from tinydiffusion.build import (
     build_dataset,
     build_evaluators,
+    build_learner,
     build_objective,
     build_validation,
     pick_device,
     survey,
 )
-from tinydiffusion.commands._checks import check_config, check_fits
+from tinydiffusion.commands._checks import check_config, check_fits, parts_of_batch
 from tinydiffusion.commands._evaluation import evaluate_pipeline
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
 from tinydiffusion.commands._on_the_way import Evaluation
@@ -29,11 +31,13 @@ from tinydiffusion.commands._sources import evaluation_prompts
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.durable import naming_disk_errors, replace_file
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.processes import Processes, joined, naming_lost_processes
 from tinydiffusion.protocols import Dataset, Score, Selective
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.checkpoint import CheckpointFolder
 from tinydiffusion.training.console import console_tracker
 from tinydiffusion.training.data_order import Batches
+from tinydiffusion.training.data_record import digest
 from tinydiffusion.training.lock import RunLock
 from tinydiffusion.training.memory import naming_memory
 from tinydiffusion.training.trackers import TensorBoardTracker
@@ -42,11 +46,12 @@ from tinydiffusion.training.trainer import Trainer, TrainResult
 METRIC_FAILED = 1
 EXIT_CODES = {None: 0, "SIGINT": 130, "SIGTERM": 143}
 MAY_CHANGE = (
-    "device", "num_workers", "checkpoint_every", "keep_checkpoints", "disk_wait_minutes",
-    "hang_minutes", "rollback_on_spike", "log_every", "tensorboard",
+    "accumulation", "strategy", "device", "num_workers", "checkpoint_every", "keep_checkpoints",
+    "disk_wait_minutes", "hang_minutes", "rollback_on_spike", "log_every", "tensorboard",
 )  # fmt: skip
 """Training settings that do not decide what is learned: a resumed run may change them."""
 
+REPORT = "report.json"
 VOCABULARY = "text_encoder.json"
 """File of a run that rebuilds its text encoder: other captions would give another vocabulary."""
 FIXED = ("network", "text_encoder")
@@ -67,6 +72,18 @@ def train(
 
     A folder that holds checkpoints of this run goes on from the newest, or from `resume`.
     """
+    with joined(config.training.device) as processes, naming_lost_processes():
+        return _train(config, run_dir, processes, resume, allow_change, dry_run)
+
+
+def _train(
+    config: Config,
+    run_dir: Path,
+    processes: Processes,
+    resume: Path | None,
+    allow_change: Sequence[str],
+    dry_run: bool,
+) -> int:
     started = time.monotonic()
     if wrong := [key for key in allow_change if key.partition(".")[0] in FIXED]:
         raise ConfigError(
@@ -75,31 +92,38 @@ def train(
         )
     _check_run_dir(run_dir)
     keep_freed_memory()
-    run = _Run(config, run_dir)
+    console.quiet = not processes.is_main
+    run = _Run(config, run_dir, processes)
     run.describe()
     if dry_run:
         run.estimate()
         return 0
     needed = run.trainer.learner.checkpoint_bytes()
-    with RunLock(run_dir), naming_memory(run.device), naming_disk_errors(run_dir, needed):
+    with ExitStack() as stack, naming_memory(run.device), naming_disk_errors(run_dir, needed):
+        processes.on_main(lambda: _hold(run_dir, stack))
         return run.go(started, resume, allow_change)
 
 
 class _Run:
     """The components of one run, built and checked before anything is computed."""
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path, processes: Processes) -> None:
         check_config(config)
-        self.config, self.run_dir = config, run_dir
+        self.config, self.run_dir, self.processes = config, run_dir, processes
         self.device = pick_device(config.training.device)
         self.evaluators = build_evaluators(config.evaluation.metrics, config.evaluation.options)
-        self.dataset = build_dataset(config.dataset)
-        self.validation = build_validation(config)
+        with processes.one_by_one():
+            self.dataset = build_dataset(config.dataset)
+            self.validation = build_validation(config)
         self.reference = self._reference()
         self.captions, fingerprints = survey(self.dataset)
+        _check_same_data(processes, fingerprints)
         image = self.dataset[0]["image"]
         self.objective: Any = build_objective(
-            config, self.captions, len(image), _earlier_vocabulary(run_dir)
+            config,
+            self.captions,
+            len(image),
+            processes.on_main(lambda: _earlier_vocabulary(run_dir)),
         ).to(self.device)
         self.pipeline = TextToImage(
             self.objective.denoiser.network,
@@ -122,24 +146,31 @@ class _Run:
 
     def go(self, started: float, resume: Path | None, allow_change: Sequence[str]) -> int:
         """The exit code, after training from where the run stands, measuring and reporting."""
-        trainer, report = self.trainer, self.run_dir / "report.json"
-        if resume is not None or trainer.checkpoints.list():
+        trainer = self.trainer
+        begun, reported = self.processes.on_main(
+            lambda: (bool(trainer.checkpoints.list()), (self.run_dir / REPORT).exists())
+        )
+        if resume is not None or begun:
             for change in trainer.resume(resume, allow_change):
                 console.print(f"changed: {change}")
             console.print(f"resuming from picture {trainer.pictures_seen}")
-        if trainer.progress >= 1 and report.exists():
+        if trainer.progress >= 1 and reported:
             console.print(f"{self.run_dir} is complete; another --run-dir trains anew")
             return 0
-        report.unlink(missing_ok=True)  # of a shorter run
-        config_file.save(self.config, self.run_dir / "config.yaml")
-        if not self.objective.text_encoder.frozen:
-            vocabulary = json.dumps(self.objective.text_encoder.config())
-            replace_file(self.run_dir / VOCABULARY, vocabulary.encode())
+        self.processes.on_main(self._begin)
         result = trainer.train()
         if result.stopped_by is not None:
             console.print(f"stopped by {result.stopped_by}; the same command goes on")
             return EXIT_CODES[result.stopped_by]
-        return self.finish(result, started)
+        with trainer.learner.averaged():
+            return self.processes.on_main(lambda: self.finish(result, started))
+
+    def _begin(self) -> None:
+        (self.run_dir / REPORT).unlink(missing_ok=True)  # of a shorter run
+        config_file.save(self.config, self.run_dir / "config.yaml")
+        if not self.objective.text_encoder.frozen:
+            vocabulary = json.dumps(self.objective.text_encoder.config())
+            replace_file(self.run_dir / VOCABULARY, vocabulary.encode())
 
     def describe(self) -> None:
         """Print the settings, the data and the size of the model."""
@@ -169,10 +200,10 @@ class _Run:
         batches = self.trainer.batches.starting_at(0)
         steps = [[next(batches) for _ in range(training.accumulation)] for _ in range(3)]
         batches.close()
-        learner.step(steps[0], 0, 0.0)  # the first one also warms up
+        learner.step(steps[0], 0.0)  # the first one also warms up
         start = time.perf_counter()
         for micro_batches in steps[1:]:
-            learner.step(micro_batches, 0, 0.0)
+            learner.step(micro_batches, 0.0)
         speed = 2 * training.batch_size / (time.perf_counter() - start)
         minutes = training.num_pictures / speed / 60
         console.print(f"{speed:.0f} pictures/s: {minutes:.1f} minutes of training")
@@ -186,16 +217,15 @@ class _Run:
     def finish(self, result: TrainResult, started: float) -> int:
         """0 once the model is saved, drawn, measured and reported; 1 where a metric failed."""
         prompts = evaluation_prompts(self.reference, 32)
-        with self.trainer.learner.averaged():
-            self.pipeline.save_pretrained(self.run_dir / "model")
-            self._save_grid(list(self.config.sampling.prompts) or prompts)
-            rows = evaluate_pipeline(
-                self.pipeline,
-                self.evaluators,
-                self.reference,
-                num_images=self.config.evaluation.num_images,
-                train=self.dataset,
-            )
+        self.pipeline.save_pretrained(self.run_dir / "model")
+        self._save_grid(list(self.config.sampling.prompts) or prompts)
+        rows = evaluate_pipeline(
+            self.pipeline,
+            self.evaluators,
+            self.reference,
+            num_images=self.config.evaluation.num_images,
+            train=self.dataset,
+        )
         speed = Score("pictures_per_second", result.pictures_per_second, result.pictures_seen)
         rows.append(report_row(speed, "trainer", {"device": str(self.device)}))
         context = {
@@ -205,8 +235,8 @@ class _Run:
             "training_seconds": result.seconds,
             "total_seconds": time.monotonic() - started,
         }
-        write_report(self.run_dir / "report.json", rows, context)
-        print_table(rows, f"{self.run_dir}/report.json")
+        write_report(self.run_dir / REPORT, rows, context)
+        print_table(rows, f"{self.run_dir}/{REPORT}")
         console.print(f"grid: {self.run_dir / 'grid.png'}\nmodel: {self.run_dir / 'model'}")
         console.print(f'next: python sample.py {self.run_dir / "model"} "{prompts[0]}"')
         return METRIC_FAILED if any("error" in row for row in rows) else 0
@@ -216,33 +246,33 @@ class _Run:
         save_labelled_grid(self.run_dir / "grid.png", images, prompts)
 
     def _trainer(self, fingerprints: dict[str, str]) -> Trainer:
-        training = self.config.training
+        training, processes = self.config.training, self.processes
+        parts = parts_of_batch(training, processes.count)
         batches = Batches(
             self.dataset,
-            training.batch_size // training.accumulation,
+            training.batch_size // parts,
             self.config.seed,
             num_workers=training.num_workers,
+            share=(processes.rank, processes.count),
         )
         seconds = None if training.max_minutes is None else 60 * training.max_minutes
         trackers = [console_tracker(training.num_pictures, seconds)]
         if training.tensorboard:
             trackers.append(TensorBoardTracker())
         shared = (
-            "num_pictures", "learning_rate", "betas", "weight_decay", "muon_modules",
-            "muon_learning_rate", "warmup_pictures", "decay_fraction", "gradient_clip",
-            "accumulation", "ema_max_decay", "ema_power", "precision", "checkpoint_every",
+            "num_pictures", "warmup_pictures", "decay_fraction", "checkpoint_every",
             "keep_checkpoints", "rollback_on_spike", "log_every",
         )  # fmt: skip
         return Trainer(
-            self.objective,
+            build_learner(self.config, self.objective, processes),
             batches,
+            accumulation=parts,
             run_dir=self.run_dir,
             identity=_identity(self.config),
             fingerprints=fingerprints,
             disk_wait_seconds=60 * training.disk_wait_minutes,
             hang_seconds=None if training.hang_minutes is None else 60 * training.hang_minutes,
             max_seconds=seconds,
-            seed=self.config.seed,
             hooks=self._hooks(),
             trackers=trackers,
             **{name: getattr(training, name) for name in shared},
@@ -279,6 +309,20 @@ class _Run:
             )
             hooks.append(on_the_way)
         return hooks
+
+
+def _hold(run_dir: Path, stack: ExitStack) -> None:
+    stack.enter_context(RunLock(run_dir))
+
+
+def _check_same_data(processes: Processes, fingerprints: dict[str, str]) -> None:
+    """Raise where the processes, on several machines, have not found the same pictures."""
+    digests = processes.gather(digest(fingerprints))
+    if other := [rank for rank, each in enumerate(digests) if each != digests[0]]:
+        raise ConfigError(
+            f"process {other[0]} has other pictures than process 0: every machine needs the same "
+            "data set (`tinydiffusion data` on both shows what differs)"
+        )
 
 
 def _check_run_dir(run_dir: Path) -> None:

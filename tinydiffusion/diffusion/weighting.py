@@ -1,5 +1,7 @@
 """Which noise levels training looks at, and how much each counts."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,6 +12,8 @@ from tinydiffusion.registry import suggest
 WEIGHTINGS = ["none", "min_snr", "edm", "velocity"]
 DENSITIES = ["uniform", "logit_normal"]
 MAX_LOGIT = 20  # sigmoid(20) is 1 in float32
+GOLDEN_RATIO = 0x9E3779B97F4A7C15  # (sqrt(5) - 1) / 2 in units of 2**-64
+BELOW_ONE = 1 - 2**-53  # the largest float64 that is
 MIN_NOISE = 0.1  # below it the velocity's weight grows no more
 
 
@@ -61,26 +65,21 @@ def loss_weights(
     return x_0_weight * sensitivity**2
 
 
-def draw_timesteps(
+def timesteps_of(
+    u: Float[Tensor, "B"],
     density: str,
-    batch_size: int,
     num_train_timesteps: int,
-    generator: torch.Generator,
     *,
-    stratified: bool = True,
     mean: float = 0.0,
     std: float = 1.0,
 ) -> Int[Tensor, "B"]:
-    """Random training timesteps in [0, T-1], on the generator's device.
+    """Training timesteps in [0, T-1]: the quantiles u of a density over t = timestep / T.
 
     Args:
+        u: In [0, 1), float64; uniform ones give timesteps of that density.
         density: "uniform", or "logit_normal" (Esser et al. 2024, eq. 19,
-            https://arxiv.org/abs/2403.03206) over t = timestep / T.
-        batch_size: B.
+            https://arxiv.org/abs/2403.03206).
         num_train_timesteps: T.
-        generator: The only source of randomness.
-        stratified: Draw one timestep from each of B equally likely parts of the density, lowest
-            first, which makes the loss of a batch less noisy; else independently.
         mean: Of the logit of t, in [-20, 20]; above 0 prefers noisier pictures.
         std: Of the logit of t, in (0, 20].
 
@@ -95,12 +94,24 @@ def draw_timesteps(
         raise ValueError(
             f"mean of the time density must be in [-{MAX_LOGIT}, {MAX_LOGIT}], got {mean}"
         )
-    u = torch.rand(batch_size, generator=generator, device=generator.device, dtype=torch.float64)
-    if stratified:
-        u = (torch.arange(batch_size, device=u.device) + u) / batch_size
     if density == "logit_normal":
         u = torch.sigmoid(mean + std * torch.special.ndtri(u))  # inverse distribution function
     return (u * num_train_timesteps).long().clamp_max(num_train_timesteps - 1)
+
+
+def spread_evenly(positions: Sequence[int]) -> Float[Tensor, "B"]:
+    """Numbers in [0, 1) of which any N at consecutive positions lie about 1/N apart.
+
+    Position times the golden ratio, modulo 1: the sequence whose points are spread most evenly
+    (Niederreiter 1992, Random Number Generation and Quasi-Monte Carlo Methods, section 3.1). A
+    batch, however it is cut into parts, then sees every noise level, and its loss is less noisy
+    than with independent numbers.
+
+    Args:
+        positions: From 0 on, of any size.
+    """
+    fractions = [position * GOLDEN_RATIO % 2**64 / 2**64 for position in positions]
+    return torch.tensor(fractions, dtype=torch.float64).clamp_max(BELOW_ONE)
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:

@@ -1,6 +1,6 @@
 """The denoising objective: find the noise in a noisy picture, told its caption."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -8,9 +8,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from tinydiffusion.diffusion.denoiser import Denoiser
+from tinydiffusion.diffusion.noise import randn
 from tinydiffusion.diffusion.prediction import training_target
-from tinydiffusion.diffusion.weighting import draw_timesteps, loss_weights
-from tinydiffusion.protocols import Batch, Previewing, TextEncoder
+from tinydiffusion.diffusion.weighting import loss_weights, spread_evenly, timesteps_of
+from tinydiffusion.protocols import Batch, Generators, Previewing, TextEncoder
 
 
 class DenoisingObjective(nn.Module):
@@ -34,7 +35,7 @@ class DenoisingObjective(nn.Module):
         time_density: "uniform" or "logit_normal".
         time_mean: Mean of the logit of t; above 0 prefers noisier pictures.
         time_std: Standard deviation of the logit of t.
-        stratified: One noise level from each of B equally likely parts.
+        stratified: Spread the noise levels of consecutive pictures evenly.
         preview_weight: What the error of the preview counts, in [0, 1000]; networks without a
             preview have no such error.
 
@@ -66,15 +67,14 @@ class DenoisingObjective(nn.Module):
         self.text_encoder = text_encoder
         self.caption_dropout_prob = caption_dropout_prob
         self.weighting = {"weighting": weighting, "gamma": gamma, "sigma_data": sigma_data}
-        self.time = {
-            "density": time_density, "mean": time_mean, "std": time_std, "stratified": stratified
-        }  # fmt: skip
+        self.time = {"density": time_density, "mean": time_mean, "std": time_std}
+        self.stratified = stratified
         self.preview_weight = preview_weight
         self.has_preview = isinstance(denoiser.network, Previewing)
-        self._weights(self._draw_timesteps(1, torch.Generator()))  # wrong options raise here
+        self._weights(self._timesteps([0], torch.zeros(1)))  # wrong options raise here
 
     def loss(
-        self, batch: Batch, generator: torch.Generator
+        self, batch: Batch, generators: Generators
     ) -> tuple[Float[Tensor, ""], Mapping[str, float | Tensor]]:
         """The mean weighted squared error of the batch, plus that of the preview.
 
@@ -82,14 +82,15 @@ class DenoisingObjective(nn.Module):
 
         Args:
             batch: Pictures uint8 on the objective's device, and their captions.
-            generator: The only source of randomness, on the CPU.
+            generators: One per picture, on the CPU; with the positions the only randomness.
         """
         x_0 = to_float(batch["image"])
         device = x_0.device
         schedule = self.denoiser.schedule
-        timesteps = self._draw_timesteps(len(x_0), generator).to(device)
-        noise = torch.randn(x_0.shape, generator=generator).to(device)
-        text = self.text_encoder.encode(self._drop(batch["caption"], generator))
+        u, drop = torch.stack([torch.rand(2, generator=g) for g in generators]).unbind(1)
+        timesteps = self._timesteps(batch["position"], u).to(device)
+        noise = randn(x_0.shape, generators, device=device)
+        text = self.text_encoder.encode(self._drop(batch["caption"], drop))
         a, s = schedule.coefficients(timesteps)
         x_t = schedule.add_noise(x_0, noise, timesteps)
         output = self.denoiser.predict(x_t, timesteps.float(), text)
@@ -103,11 +104,10 @@ class DenoisingObjective(nn.Module):
         parts = {"denoising_loss": loss, "preview_loss": preview_loss}
         return loss + self.preview_weight * preview_loss, parts
 
-    def _draw_timesteps(self, batch_size: int, generator: torch.Generator) -> Int[Tensor, "B"]:
+    def _timesteps(self, positions: Sequence[int], u: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+        quantiles = spread_evenly(positions) if self.stratified else u.double()
         T = self.denoiser.schedule.num_train_timesteps
-        return draw_timesteps(
-            batch_size=batch_size, num_train_timesteps=T, generator=generator, **self.time
-        )
+        return timesteps_of(quantiles, num_train_timesteps=T, **self.time)
 
     def _weights(self, timesteps: Int[Tensor, "B"]) -> Float[Tensor, "#B 1 1 1"]:
         a, s = self.denoiser.schedule.coefficients(timesteps)
@@ -115,8 +115,8 @@ class DenoisingObjective(nn.Module):
             prediction_type=self.denoiser.prediction_type, a=a, s=s, **self.weighting
         )
 
-    def _drop(self, captions: list[str], generator: torch.Generator) -> list[str]:
-        keep = torch.rand(len(captions), generator=generator) >= self.caption_dropout_prob
+    def _drop(self, captions: list[str], u: Float[Tensor, "B"]) -> list[str]:
+        keep = u >= self.caption_dropout_prob
         return [c if k else "" for c, k in zip(captions, keep.tolist(), strict=True)]
 
 

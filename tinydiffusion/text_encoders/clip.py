@@ -135,7 +135,9 @@ class _Block(nn.Module):
         # CLIP's deviations: what is added to the stream shrinks with the number of layers.
         residual_std = (2 * layers * width) ** -0.5
         self.attention_norm = nn.LayerNorm(width)
-        self.qkv = _linear(width, 3 * width, std=width**-0.5)
+        # Without CLIP's bias: that of the keys changes nothing, so that Adam would blow up rounding.
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        nn.init.normal_(self.qkv.weight, std=width**-0.5)
         self.attention_out = _linear(width, width, std=residual_std)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp_in = _linear(width, 4 * width, std=(2 * width) ** -0.5)

@@ -46,6 +46,12 @@ class Checkpoint(NamedTuple):
     optimizer: Mapping[str, Tensor]
     state: Mapping[str, Any]  # counters and identity; JSON
 
+    def outline(self) -> "Checkpoint":
+        """The same with the shapes of the tensors only, for a process that is handed the rest."""
+        parts = (self.model, self.ema, self.optimizer)
+        outlines = [{name: t.to("meta") for name, t in part.items()} for part in parts]
+        return Checkpoint(*outlines, state=self.state)
+
 
 class CheckpointFolder:
     """The checkpoints of one run, numbered in the order of saving.

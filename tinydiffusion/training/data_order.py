@@ -1,4 +1,4 @@
-"""Which pictures come when: a pure function of (seed, position), never of workers or history.
+"""Which pictures come when: a pure function of (seed, position), never of processes or history.
 
 The position is the number of pictures seen. A run that is resumed at a position goes on with the
 very pictures, captions and augmentations that it would have seen without the stop.
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from tinydiffusion.errors import WorkerError
-from tinydiffusion.protocols import Augmented, Batch, Dataset, Example
+from tinydiffusion.protocols import Augmented, Batch, Dataset, Example, Streaming
 
 PREFETCHED = 2  # batches kept ready, per worker
 
@@ -51,13 +51,21 @@ class Batches:
         seed: Of the order, the captions drawn and the augmentation.
         num_workers: Processes that load ahead; with 0 a thread does so where a GPU computes, and
             nothing where the CPU itself does. Does not change what is loaded.
+        share: Which of how many equal parts of every batch is loaded here, counted from 0; the
+            others are for the other processes of a run.
 
     Raises:
         ValueError: `dataset` is empty, or a number is out of its range.
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, seed: int = 0, *, num_workers: int = 0
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        num_workers: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("the data set is empty; there is nothing to train on")
@@ -66,24 +74,32 @@ class Batches:
                 "batch_size must be at least 1 and num_workers at least 0, "
                 f"got {batch_size} and {num_workers}"
             )
+        number, count = share
+        if batch_size % count:
+            raise ValueError(
+                f"a batch of {batch_size} pictures cannot be shared equally by {count} processes"
+            )
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers
+        size = batch_size // count
+        self._part = range(number * size, (number + 1) * size)  # places in the batch
 
     def batch_at(self, pictures_seen: int) -> Batch:
-        """The batch at positions `pictures_seen` ... `pictures_seen + batch_size - 1`.
+        """This share of the batch that begins at a position.
 
         Raises:
             ValueError: pictures that are not uint8 or differ in size, or no caption; names the id.
         """
-        positions = range(pictures_seen, pictures_seen + self.batch_size)
+        positions = [pictures_seen + place for place in self._part]
         examples = [self._example_at(position) for position in positions]
         _check_images(examples)
         return Batch(
             image=torch.stack([example["image"] for example in examples]),
             caption=[self._caption(e, p) for e, p in zip(examples, positions, strict=True)],
             id=[example["id"] for example in examples],
+            position=positions,
         )
 
     def starting_at(self, pictures_seen: int, *, pin_memory: bool = False) -> Generator[Batch]:
@@ -149,12 +165,15 @@ class Batches:
             yield batch
 
     def _example_at(self, position: int) -> Example:
-        length = len(self.dataset)
-        epoch, offset = divmod(position, length)
-        index = int(epoch_permutation(self.seed, epoch, length)[offset])
-        if isinstance(self.dataset, Augmented):
-            return self.dataset.augment(index, generator_for(self.seed, "augment", position))
-        return self.dataset[index]
+        dataset, length = self.dataset, len(self.dataset)
+        epoch, place = divmod(position, length)
+        generator = generator_for(self.seed, "augment", position)
+        if isinstance(dataset, Streaming):
+            return dataset.visit(seed_for(self.seed, "order", epoch), place, generator)
+        index = int(epoch_permutation(self.seed, epoch, length)[place])
+        return (
+            dataset.augment(index, generator) if isinstance(dataset, Augmented) else dataset[index]
+        )
 
     def _caption(self, example: Example, position: int) -> str:
         captions = example["caption"]

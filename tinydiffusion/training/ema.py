@@ -1,7 +1,6 @@
 """Exponential moving average (EMA) of the trained weights."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +24,10 @@ def ema_decay(
 
 
 class EMA:
-    """The running average of a module's trained parameters.
+    """The running average of trained parameters.
 
     Args:
-        module: Whose parameters are averaged; those that require a gradient now.
+        parameters: What is averaged, by name.
         max_decay: Upper bound of the decay, in [0, 1).
         power: Exponent of the warm-up, in (0, 1].
         inv_gamma: Steps after which the warm-up sets in, positive.
@@ -39,7 +38,7 @@ class EMA:
 
     def __init__(
         self,
-        module: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
         *,
         max_decay: float = 0.9999,
         power: float = 0.75,
@@ -52,7 +51,6 @@ class EMA:
             )
         self.max_decay, self.power, self.inv_gamma = max_decay, power, inv_gamma
         self.num_updates = 0
-        parameters = trained_parameters(module)
         self.weights = {name: p.detach().clone() for name, p in parameters.items()}
         self._parameters: list[Tensor] = list(parameters.values())
 
@@ -74,17 +72,3 @@ class EMA:
         for name, weight in self.weights.items():
             weight.copy_(weights[name])
         self.num_updates = num_updates
-
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """The module holds the averaged weights inside the `with`, its own bits again after it."""
-        own = [p.detach().clone() for p in self._parameters]
-        self._overwrite(list(self.weights.values()))
-        try:
-            yield
-        finally:
-            self._overwrite(own)
-
-    @torch.no_grad()
-    def _overwrite(self, weights: list[Tensor]) -> None:
-        torch._foreach_copy_(self._parameters, weights)  # pyright: ignore[reportPrivateImportUsage]

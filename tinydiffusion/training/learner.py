@@ -8,53 +8,85 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tinydiffusion.processes import ALONE, Processes
 from tinydiffusion.protocols import Batch, Objective
 from tinydiffusion.training.checkpoint import Checkpoint, CheckpointError, difference
 from tinydiffusion.training.data_order import generator_for, seed_for
 from tinydiffusion.training.ema import EMA, trained_parameters
 from tinydiffusion.training.optimizer import Optimizer
+from tinydiffusion.training.parallel import Strategy, parallel
 from tinydiffusion.training.precision import Precision, uses_bfloat16
+from tinydiffusion.training.ranges import check_ranges
 from tinydiffusion.training.window import Scalars
 
 
 class Learner:
-    """An objective with its optimizer and its average; `Trainer` explains the arguments.
+    """An objective with its optimizer and its average: what one step changes.
+
+    Args:
+        objective: What is minimised; an `nn.Module`, already on its device.
+        learning_rate: AdamW's at its highest.
+        betas: Of AdamW.
+        weight_decay: For tensors of two or more dimensions.
+        muon_modules: Names of modules of the objective whose linear layers' weights Muon trains,
+            see `muon.GuardedMuon`; "" is the whole objective.
+        muon_learning_rate: Muon's at its highest; it rises and falls with AdamW's.
+        gradient_clip: Largest norm of the gradient.
+        ema_max_decay: See `ema.ema_decay`.
+        ema_power: See `ema.ema_decay`.
+        precision: Of the forward pass, see `precision.uses_bfloat16`.
+        seed: Of noise and dropout.
+        processes: That train together, each with its own pictures.
+        strategy: "ddp": the whole model in each; "fsdp": a part of every tensor in each.
 
     Raises:
-        ValueError: the objective is no `nn.Module`, no parameter of it requires a gradient, or
-            `muon_modules` names what is not there.
+        ValueError: a number out of its range, the objective is no `nn.Module`, no parameter of it
+            requires a gradient, or `muon_modules` names what is not there.
     """
 
     def __init__(
         self,
         objective: Objective,
         *,
-        learning_rate: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        muon_modules: Sequence[str],
-        muon_learning_rate: float,
-        gradient_clip: float,
-        ema_max_decay: float,
-        ema_power: float,
-        precision: Precision,
-        seed: int,
+        learning_rate: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.01,
+        muon_modules: Sequence[str] = (),
+        muon_learning_rate: float = 0.01,
+        gradient_clip: float = 1.0,
+        ema_max_decay: float = 0.9999,
+        ema_power: float = 0.75,
+        precision: Precision = "auto",
+        seed: int = 0,
+        processes: Processes = ALONE,
+        strategy: Strategy = "ddp",
     ) -> None:
+        check_ranges(
+            learning_rate=learning_rate,
+            betas=betas,
+            weight_decay=weight_decay,
+            muon_learning_rate=muon_learning_rate,
+            gradient_clip=gradient_clip,
+        )
         if not isinstance(objective, nn.Module):
             raise ValueError(f"an objective must be an nn.Module, got {type(objective).__name__}")
         self.module: nn.Module = objective
-        self.parameters = trained_parameters(self.module)
-        if not self.parameters:
+        parameters = trained_parameters(self.module)
+        if not parameters:
             raise ValueError("no parameter of the objective requires a gradient: nothing to train")
-        self.objective = objective
-        self.device = next(iter(self.parameters.values())).device
+        self.processes, self.strategy = processes, strategy
+        self.learning_rate = learning_rate
+        self.device = next(iter(parameters.values())).device
+        self.parallel = parallel(self.module, processes, strategy)
+        self.parameters = self.parallel.parameters
         self.gradient_clip = gradient_clip
         self.seed = seed
         self.updating = False  # stays True where an error cut an update in two
         self.bfloat16 = uses_bfloat16(precision, self.device)
-        self.ema = EMA(self.module, max_decay=ema_max_decay, power=ema_power)
+        self.ema = EMA(self.parameters, max_decay=ema_max_decay, power=ema_power)
         self.optimizer = Optimizer(
             self.module,
+            self.parallel,
             learning_rate=learning_rate,
             betas=betas,
             weight_decay=weight_decay,
@@ -63,38 +95,39 @@ class Learner:
         )
 
     def step(
-        self, batches: Sequence[Batch], pictures_seen: int, learning_rate_factor: float
+        self, batches: Sequence[Batch], learning_rate_factor: float
     ) -> tuple[list[Scalars], Float[Tensor, ""]]:
         """Scalars to log, and 1 where the update was called off for NaN or infinity, else 0.
 
-        Does not wait for the device. The gradient is the mean over the batches.
+        Does not wait for the device. The gradient is the mean over the batches, and over the
+        processes. Collective.
 
         Args:
             batches: Micro-batches of equal size.
-            pictures_seen: Position of the first picture; noise and dropout are functions of it.
             learning_rate_factor: What the learning rates are multiplied by.
         """
-        self.module.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():
+            parameter.grad = None
         scalars = []
-        for batch in batches:
-            scalars.append(self._backward(batch, pictures_seen, len(batches)))
-            pictures_seen += len(batch["id"])
-        parameters = self.parameters.values()
-        norm = nn.utils.clip_grad_norm_(parameters, self.gradient_clip, foreach=True)
+        for left, batch in zip(reversed(range(len(batches))), batches, strict=True):
+            with self.parallel.adding_up(last=left == 0):
+                scalars.append(self._backward(batch, len(batches)))
+        norm = self.parallel.clip(self.gradient_clip)
         losses = torch.stack([s["loss"] for s in scalars])
         call_off = (~torch.isfinite(norm + losses.sum())).float()
+        call_off = self.processes.largest(call_off)
         self.updating = True
         self.optimizer.guarded_step(learning_rate_factor, call_off)
         self.ema.update()
         self.updating = False
         return [*scalars, {"gradient_norm": norm}], call_off
 
-    def _backward(self, batch: Batch, position: int, num_batches: int) -> dict[str, Any]:
-        torch.manual_seed(seed_for(self.seed, "dropout", position))
-        generator = generator_for(self.seed, "noise", position)
+    def _backward(self, batch: Batch, num_batches: int) -> dict[str, Any]:
+        torch.manual_seed(seed_for(self.seed, "dropout", batch["position"][0]))
+        generators = [generator_for(self.seed, "noise", place) for place in batch["position"]]
         image = batch["image"].to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss, scalars = self.objective.loss({**batch, "image": image}, generator)
+            loss, scalars = self.parallel.loss({**batch, "image": image}, generators)
         (loss / num_batches).backward()
         return {
             name: value.detach() if isinstance(value, Tensor) else value
@@ -103,9 +136,12 @@ class Learner:
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """The objective with EMA weights, in eval mode, without gradients; as it was afterwards."""
+        """The objective with EMA weights, in eval mode, without gradients; as it was afterwards.
+
+        Collective; of use in the main process.
+        """
         modes = {module: module.training for module in self.module.modules()}
-        with self.ema.swapped(), torch.no_grad():
+        with self.parallel.showing(self.ema.weights), torch.no_grad():
             self.module.eval()
             try:
                 yield self.module
@@ -114,18 +150,34 @@ class Learner:
                     module.training = training
 
     def checkpoint(self, state: Mapping[str, Any]) -> Checkpoint:
-        """Everything learned so far, beside `state`; the tensors are not copies."""
+        """Everything learned so far, beside `state`; the tensors are not copies. Collective.
+
+        In the main process, that is: the others have no tensors.
+        """
         model = {name: p.detach() for name, p in self.parameters.items()}
-        state = {**state, "ema_updates": self.ema.num_updates}
-        return Checkpoint(model, self.ema.weights, self.optimizer.named_state(), state)
+        parts = (model, self.ema.weights, self.optimizer.named_state())
+        wholes = [self._wholes(part) for part in parts]
+        return Checkpoint(*wholes, state={**state, "ema_updates": self.ema.num_updates})
+
+    def _wholes(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        wholes: dict[str, Tensor] = {}
+        for key, part in parts.items():
+            whole = self.parallel.whole(_parameter_of(key), part)
+            if self.processes.is_main:
+                wholes[key] = whole
+        return wholes
 
     def checkpoint_bytes(self) -> int:
         """About how much a checkpoint takes: weights, their average, and two moments of each."""
-        return 4 * sum(p.nbytes for p in self.parameters.values()) + 2**20
+        sizes = [shape.numel() for shape in self.parallel.shapes.values()]
+        return 4 * 4 * sum(sizes) + 2**20
 
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint) -> None:
-        """Take over what a checkpoint has learned.
+        """Take over what a checkpoint has learned. Collective.
+
+        Args:
+            checkpoint: Read by the main process; in the others, its `outline`.
 
         Raises:
             CheckpointError: its tensors have other names, shapes or types, which it names, the
@@ -137,15 +189,34 @@ class Learner:
             ("average (EMA)", checkpoint.ema, self.ema.weights),
             ("optimizer (muon_modules?)", checkpoint.optimizer, optimizer),
         ):
-            if changed := difference(_kinds(saved), _kinds(present)):
+            if changed := difference(_kinds(saved), self._whole_kinds(present)):
                 lines = [f"{name}: {kinds}" for name, kinds in changed.items()]
                 raise CheckpointError(
                     "\n  ".join([f"the checkpoint is of another {part}:", *lines])
                 )
-        for name, parameter in self.parameters.items():
-            parameter.copy_(checkpoint.model[name])
-        self.ema.load(checkpoint.ema, checkpoint.state["ema_updates"])
-        self.optimizer.load_named_state(checkpoint.optimizer)
+        for name, weight in self._parts(checkpoint.model):
+            self.parameters[name].copy_(weight)
+        self.ema.load(dict(self._parts(checkpoint.ema)), checkpoint.state["ema_updates"])
+        self.optimizer.load_named_state(dict(self._parts(checkpoint.optimizer)))
+
+    def _parts(self, wholes: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """What this process holds of the main process's tensors, one after the other."""
+        for key in sorted(wholes):
+            whole = self.processes.hand_out(wholes[key]).to(self.device)
+            yield key, self.parallel.part(_parameter_of(key), whole)
+
+    def _whole_kinds(self, parts: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+        kinds = _kinds(parts)
+        for key, part in parts.items():
+            name = _parameter_of(key)
+            if part.shape == self.parameters[name].shape:
+                kinds[key][:-1] = self.parallel.shapes[name]
+        return kinds
+
+
+def _parameter_of(key: str) -> str:
+    """The parameter that a tensor of a checkpoint belongs to."""
+    return key.partition("/")[0]
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tinydiffusion.training.parallel import Parallel
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # steep at 0: all singular values near 1 in five rounds
 NUM_ROUNDS = 5
 
@@ -20,14 +22,21 @@ class GuardedMuon:
 
     Args:
         matrices: What is trained, by name; two dimensions each.
+        parallel: How the processes of the run hold them; singular values are those of the whole.
         momentum: Share of the old momentum that a step keeps, in [0, 1).
         weight_decay: Share of the weights, times the learning rate, taken off at every step.
     """
 
     def __init__(
-        self, matrices: Mapping[str, nn.Parameter], *, momentum: float = 0.95, weight_decay: float
+        self,
+        matrices: Mapping[str, nn.Parameter],
+        parallel: Parallel,
+        *,
+        momentum: float = 0.95,
+        weight_decay: float,
     ) -> None:
         self.matrices = dict(matrices)
+        self.parallel = parallel
         self.momentum, self.weight_decay = momentum, weight_decay
         self.buffers = {name: torch.zeros_like(p) for name, p in matrices.items()}
 
@@ -41,7 +50,9 @@ class GuardedMuon:
             buffers = torch.stack([self.buffers[name] for name in names])
             moved = buffers.lerp(gradients, 1 - self.momentum)
             ahead = gradients.lerp(moved, self.momentum)  # Nesterov
-            stepped = self._stepped(weights, ahead, learning_rate)
+            directions = self._directions(names, ahead)
+            decayed = weights * (1 - learning_rate * self.weight_decay)
+            stepped = decayed - learning_rate * directions
             _write(self.buffers, names, torch.where(off, buffers, moved))
             _write(self.matrices, names, torch.where(off, weights, stepped))
 
@@ -58,19 +69,22 @@ class GuardedMuon:
         for name, buffer in self.buffers.items():
             buffer.copy_(tensors[f"{name}/momentum"])
 
-    def _stepped(
-        self, weights: Float[Tensor, "N R C"], momentum: Float[Tensor, "N R C"], rate: float
-    ) -> Float[Tensor, "N R C"]:
-        rows, columns = weights.shape[1:]
-        decayed = weights * (1 - rate * self.weight_decay)
-        return decayed - rate * max(1, rows / columns) ** 0.5 * orthogonalised(momentum)
+    def _directions(
+        self, names: list[str], momentum: Float[Tensor, "N r c"]
+    ) -> Float[Tensor, "N r c"]:
+        """Where each matrix goes, as far as this process holds it."""
+        wholes = [self.parallel.whole(n, m) for n, m in zip(names, momentum, strict=True)]
+        rows, columns = wholes[0].shape
+        wholes = max(1, rows / columns) ** 0.5 * orthogonalised(torch.stack(wholes))
+        parts = [self.parallel.part(n, m) for n, m in zip(names, wholes, strict=True)]
+        return torch.stack(parts)
 
     def _names_by_shape(self) -> dict[tuple[int, ...], list[str]]:
         """Names of the matrices with a gradient; one shape is updated in one call."""
         shapes: dict[tuple[int, ...], list[str]] = {}
         for name, matrix in self.matrices.items():
             if matrix.grad is not None:
-                shapes.setdefault(tuple(matrix.shape), []).append(name)
+                shapes.setdefault(tuple(self.parallel.shapes[name]), []).append(name)
         return shapes
 
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tinydiffusion.training.ema import trained_parameters
 from tinydiffusion.training.muon import GuardedMuon
+from tinydiffusion.training.parallel import Parallel
 
 
 class Optimizer:
@@ -16,6 +16,7 @@ class Optimizer:
 
     Args:
         module: What is trained.
+        parallel: How the processes of the run hold it.
         learning_rate: AdamW's, at its highest.
         betas: AdamW's.
         weight_decay: Of both; on matrices and kernels only, not on biases, gains or other vectors.
@@ -29,6 +30,7 @@ class Optimizer:
     def __init__(
         self,
         module: nn.Module,
+        parallel: Parallel,
         *,
         learning_rate: float,
         betas: tuple[float, float],
@@ -36,13 +38,13 @@ class Optimizer:
         muon_modules: Sequence[str] = (),
         muon_learning_rate: float = 0.01,
     ) -> None:
-        parameters = trained_parameters(module)
+        parameters = parallel.parameters
         muon_names = {n for name in muon_modules for n in _linear_weights(module, name)}
         matrices = {n: p for n, p in parameters.items() if n in muon_names}
         others = {n: p for n, p in parameters.items() if n not in muon_names}
         self.parts: list[tuple[float, GuardedAdamW | GuardedMuon]] = []
         if matrices:
-            muon = GuardedMuon(matrices, weight_decay=weight_decay)
+            muon = GuardedMuon(matrices, parallel, weight_decay=weight_decay)
             self.parts.append((muon_learning_rate, muon))
         if others:
             adamw = GuardedAdamW(others, betas=betas, weight_decay=weight_decay)

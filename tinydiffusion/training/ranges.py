@@ -24,6 +24,10 @@ def _finite_and(holds: Callable[[float], bool]) -> Callable[[Any], bool]:
     return lambda value: isfinite(value) and holds(value)
 
 
+def _anything(value: Any) -> bool:  # noqa: ARG001
+    return True
+
+
 _positive = _finite_and(lambda value: value > 0)
 
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -47,11 +51,12 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def check_ranges(values: Mapping[str, Any]) -> None:
+def check_ranges(**values: Any) -> None:
     """Raise ValueError for the first of the values that is out of its range in RANGES."""
-    for name, (allowed, holds) in RANGES.items():
-        if not holds(values[name]):
-            raise ValueError(f"{name} must be {allowed}, got {values[name]}")
+    for name, value in values.items():
+        allowed, holds = RANGES.get(name, ("", _anything))
+        if not holds(value):
+            raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
 def check_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tinydiffusion.errors import NonFiniteError
+from tinydiffusion.processes import Processes
 from tinydiffusion.training.clock import Stopwatch
 from tinydiffusion.training.spikes import SpikeDetector
 from tinydiffusion.training.trackers import JsonlTracker, Row, Tracker
@@ -28,6 +29,7 @@ class RunLog:
         skipped_steps: Steps called off before that.
         loss_spikes: Spikes of the loss before that.
         continues: Whether rows up to the position are kept, or all earlier ones are void.
+        processes: Of the run; the main one alone has trackers and writes.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class RunLog:
         skipped_steps: int,
         loss_spikes: int,
         continues: bool,
+        processes: Processes,
     ) -> None:
         self.stepping, self.waiting = Stopwatch(), Stopwatch()  # in steps; of that, for data
         self.skipped_steps, self.loss_spikes = skipped_steps, loss_spikes
         self.spikes = SpikeDetector()
         self.diverged = False
-        self._trackers = [JsonlTracker(), *trackers]
+        self._processes = processes
+        self._trackers = [JsonlTracker(), *trackers] if processes.is_main else []
         self._run_dir = run_dir
         self._row_at = pictures_seen
         self._valid_up_to = pictures_seen if continues else -1
@@ -52,7 +56,8 @@ class RunLog:
         self._skipped_in_a_row = 0
 
     def __enter__(self) -> "RunLog":
-        self._run_dir.mkdir(parents=True, exist_ok=True)
+        if self._processes.is_main:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             for tracker in self._trackers:
                 tracker.start(self._run_dir, self._valid_up_to)
@@ -87,7 +92,7 @@ class RunLog:
     def write_row(self, pictures_seen: int, counters: Mapping[str, float | int]) -> bool:
         """Whether the loss had a spike in the steps since the last row, which it sums up.
 
-        Does nothing if there were none.
+        Does nothing if there were none. Collective.
 
         Raises:
             NonFiniteError: ten steps in a row were called off.
@@ -95,7 +100,7 @@ class RunLog:
         if pictures_seen == self._row_at:
             return False
         with self.stepping:  # draining waits for the device
-            means, losses, skipped = self._window.drain()
+            means, losses, skipped = self._window.drain(self._processes)
         seconds = self.stepping.lap()
         self.skipped_steps += sum(skipped)
         spikes = sum([self.spikes.add(loss) for loss in losses])
@@ -112,7 +117,7 @@ class RunLog:
         self._row_at = pictures_seen
         self.track(row)
         self._stop_if_diverged(skipped, pictures_seen)
-        if spikes:
+        if spikes and self._processes.is_main:
             warnings.warn(
                 f"the loss left its usual range before picture {pictures_seen}; a lower learning "
                 "rate or gradient_clip avoids that, rollback_on_spike goes back",

@@ -1,7 +1,7 @@
 """Trains any objective; everything random comes from counters, so that a resumed run is exact."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -11,19 +11,16 @@ import torch
 
 from tinydiffusion.durable import replace_file, sweep
 from tinydiffusion.errors import NonFiniteError, RunError
-from tinydiffusion.protocols import Batch, Hook, Objective
-from tinydiffusion.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    CheckpointFolder,
-    difference,
-)
+from tinydiffusion.protocols import Batch, Hook
+from tinydiffusion.training.agreement import Agreement
+from tinydiffusion.training.checkpoint import Checkpoint, CheckpointFolder
 from tinydiffusion.training.clock import Stopwatch
 from tinydiffusion.training.data_order import Batches
-from tinydiffusion.training.data_record import Fingerprints, describe_change, digest, save_record
+from tinydiffusion.training.data_record import Fingerprints, save_record
 from tinydiffusion.training.disk_wait import patiently
+from tinydiffusion.training.hook_calls import HookCalls, crossed
+from tinydiffusion.training.identity import Identity
 from tinydiffusion.training.learner import Learner
-from tinydiffusion.training.precision import Precision
 from tinydiffusion.training.ranges import COUNTERS, check_ranges, check_state
 from tinydiffusion.training.run_log import MAX_SKIPPED_IN_A_ROW, RunLog
 from tinydiffusion.training.scheduler import learning_rate_factor, training_progress
@@ -53,7 +50,7 @@ class Trainer:
     objective, except that hooks see them in eval mode.
 
     Args:
-        objective: What is minimised; an `nn.Module`, already on its device.
+        learner: The objective that is minimised, with its optimizer.
         batches: What it is trained on.
         run_dir: Folder of the run: metrics.jsonl, checkpoints/, and what the hooks write.
         num_pictures: Length of the run in pictures seen.
@@ -62,20 +59,9 @@ class Trainer:
         fingerprints: Example id -> fingerprint of the data, which must not change either.
         max_seconds: Wall-clock budget over all resumes, hooks and saves included. The learning
             rate finishes its decay within it; the last hooks and the last save come on top.
-        learning_rate: AdamW's at its highest.
-        betas: Of AdamW.
-        weight_decay: For tensors of two or more dimensions.
-        muon_modules: Names of modules of the objective whose linear layers' weights Muon trains,
-            see `muon.GuardedMuon`; "" is the whole objective.
-        muon_learning_rate: Muon's at its highest; it rises and falls with AdamW's.
         warmup_pictures: Length of the linear warm-up.
         decay_fraction: Share of the run over which the learning rate falls to 0, in [0, 1].
-        gradient_clip: Largest norm of the gradient.
         accumulation: Batches per optimizer step.
-        ema_max_decay: See `ema.ema_decay`.
-        ema_power: See `ema.ema_decay`.
-        precision: Of the forward pass, see `precision.uses_bfloat16`.
-        seed: Of noise and dropout; the batches have their own.
         hooks: Called at the start, whenever a multiple of their `every` is crossed, and at the end.
         trackers: Where log rows go besides metrics.jsonl.
         checkpoint_every: Pictures between two checkpoints; the end of a run, for whatever reason
@@ -89,10 +75,10 @@ class Trainer:
         log_every: Pictures between two log rows; a checkpoint comes with one too.
 
     Raises:
-        ValueError: an argument out of its range, or an objective with nothing to train.
+        ValueError: an argument out of its range.
     """
 
-    objective: Objective
+    learner: Learner
     batches: Batches
     _: KW_ONLY
     run_dir: Path
@@ -100,19 +86,9 @@ class Trainer:
     identity: Mapping[str, Any]
     fingerprints: Fingerprints = field(default_factory=dict)
     max_seconds: float | None = None
-    learning_rate: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    muon_modules: Sequence[str] = ()
-    muon_learning_rate: float = 0.01
     warmup_pictures: int = 5_000
     decay_fraction: float = 0.2
-    gradient_clip: float = 1.0
     accumulation: int = 1
-    ema_max_decay: float = 0.9999
-    ema_power: float = 0.75
-    precision: Precision = "auto"
-    seed: int = 0
     hooks: Sequence[Hook] = ()
     trackers: Sequence[Tracker] = ()
     checkpoint_every: int = 50_000
@@ -123,39 +99,27 @@ class Trainer:
     log_every: int = 1_000
 
     def __post_init__(self) -> None:
-        check_ranges(vars(self))
-        self.learner = Learner(
-            self.objective,
-            learning_rate=self.learning_rate,
-            betas=self.betas,
-            weight_decay=self.weight_decay,
-            muon_modules=self.muon_modules,
-            muon_learning_rate=self.muon_learning_rate,
-            gradient_clip=self.gradient_clip,
-            ema_max_decay=self.ema_max_decay,
-            ema_power=self.ema_power,
-            precision=self.precision,
-            seed=self.seed,
-        )
+        check_ranges(**vars(self))
+        self.processes = self.learner.processes
         folder = self.run_dir / "checkpoints"
         self.checkpoints = CheckpointFolder(folder, keep=self.keep_checkpoints)
-        identity = {**self.identity, "data": digest(self.fingerprints)}
-        self._identity = json.loads(json.dumps(identity))
+        self._identity = Identity(self.identity, self.fingerprints, self.run_dir)
         self.pictures_seen = self.step = 0
         self.skipped_steps = self.loss_spikes = self.rollbacks = 0
         self.data_offset = 0  # pictures that rollbacks have passed over
         self._spikes = {"usual": [], "high": 0}
-        self._hooked_at = [-1] * len(self.hooks)  # pictures seen when each hook last ran
+        self._hooks = HookCalls(self.hooks)
         self._clock = Stopwatch()
         self._continues = False
         self._learning_rate_factor = 0.0  # of the last step
         self._saved = True  # nothing learned yet
+        self._agreed = Agreement(self.processes)
 
     @property
     def progress(self) -> float:
         """How much of the run is over, in [0, 1]."""
         return training_progress(
-            self.pictures_seen, self.num_pictures, self._clock.seconds, self.max_seconds
+            self.pictures_seen, self.num_pictures, self._agreed.seconds, self.max_seconds
         )
 
     def train(self) -> TrainResult:
@@ -168,13 +132,7 @@ class Trainer:
             NonFiniteError: ten steps in a row had a loss or gradient of NaN or infinity.
             RunError: the loss left its usual range once more after MAX_ROLLBACKS rollbacks.
         """
-        if not self._continues and self.checkpoints.list():
-            raise ValueError(
-                f"{self.run_dir} already holds a run; resume it, or choose another folder"
-            )
-        self.checkpoints.try_out(self.learner.checkpoint_bytes())
-        sweep(self.run_dir)
-        save_record(self.run_dir, self.fingerprints)
+        self.processes.on_main(self._prepare_run_dir)
         first = self.pictures_seen
         cuda = [self.learner.device] if self.learner.device.type == "cuda" else []
         self._log = RunLog(
@@ -184,23 +142,35 @@ class Trainer:
             skipped_steps=self.skipped_steps,
             loss_spikes=self.loss_spikes,
             continues=self._continues,
+            processes=self.processes,
         )
         self._log.spikes.load(self._spikes)
         with (
             self._clock,
             torch.random.fork_rng(devices=cuda),
             StopRequest() as self._stop,
-            Watchdog(self.hang_seconds) as self._watchdog,
+            Watchdog(self.hang_seconds if self.processes.is_main else None) as self._watchdog,
             self._log,
         ):
             self._continues = True
             try:
                 self._run()
-            finally:  # whatever ends the run
-                self._save_what_is_whole()
+            except BaseException:
+                self._save_what_is_whole(alone=True)
+                raise
+            self._save_what_is_whole()
         seconds = self._log.stepping.seconds
         speed = (self.pictures_seen - first) / seconds if seconds else 0.0
-        return TrainResult(self.pictures_seen, self._clock.seconds, speed, self._stop.received)
+        return TrainResult(self.pictures_seen, self._clock.seconds, speed, self._agreed.stopped_by)
+
+    def _prepare_run_dir(self) -> None:
+        if not self._continues and self.checkpoints.list():
+            raise ValueError(
+                f"{self.run_dir} already holds a run; resume it, or choose another folder"
+            )
+        self.checkpoints.try_out(self.learner.checkpoint_bytes())
+        sweep(self.run_dir)
+        save_record(self.run_dir, self.fingerprints)
 
     def resume(self, path: Path | None = None, allow_change: Sequence[str] = ()) -> list[str]:
         """What has changed since the checkpoint that the next `train()` goes on from, in lines.
@@ -214,34 +184,39 @@ class Trainer:
             CheckpointError: there is none, it is damaged, or it was written with another
                 identity; the message names every setting that changed.
         """
-        path, checkpoint = self.checkpoints.load(path)
-        check_state(path, checkpoint.state)
-        changed = self._changes(checkpoint.state["identity"])
-        refused = [key for key in changed if not _among(key, allow_change)]
-        if refused:
-            first = f"cannot resume {path}; these settings changed since it was written:"
-            lines = [f"{key}: {changed[key]}" for key in refused]
-            last = f"\nTo go on all the same: --allow-change {' '.join(refused)}"
-            raise CheckpointError("\n  ".join([first, *lines]) + last)
-        self._go_to(checkpoint)
-        self.checkpoints.tidy(path)
-        return [f"{key}: {words}" for key, words in changed.items()]
+        lines: list[str] = []
 
-    def _changes(self, saved: Mapping[str, Any]) -> dict[str, str]:
-        changed = difference(saved, self._identity)
-        if "data" in changed:
-            changed["data"] = describe_change(self.run_dir, saved.get("data"), self.fingerprints)
-        return changed
+        def open_checked() -> Checkpoint:
+            nonlocal path
+            path, checkpoint = self.checkpoints.load(path)
+            check_state(path, checkpoint.state)
+            saved = checkpoint.state["identity"]
+            lines.extend(self._identity.changes(path, saved, allow_change))
+            return checkpoint
 
-    def _go_to(self, checkpoint: Checkpoint) -> None:
-        self.learner.load(checkpoint)
-        state = checkpoint.state
+        self._go_to(open_checked)
+        if self.processes.is_main:
+            assert path is not None
+            self.checkpoints.tidy(path)
+        return lines
+
+    def _go_to(self, read: Callable[[], Checkpoint]) -> None:
+        """Take over the checkpoint that the main process reads."""
+        opened: list[Checkpoint] = []
+
+        def outline() -> Checkpoint:
+            opened.append(read())
+            return opened[0].outline()
+
+        outlined = self.processes.on_main(outline)
+        self.learner.load(opened[0] if opened else outlined)
+        state = outlined.state
         for name in COUNTERS:
             setattr(self, name, state[name])
         self._spikes = state["spikes"]
-        if len(state["hooked_at"]) == len(self.hooks):
-            self._hooked_at = list(state["hooked_at"])
+        self._hooks.load(state["hooked_at"])
         self._clock = Stopwatch(state["seconds"])
+        self._agreed.seconds = state["seconds"]
         self._continues = self._saved = True
 
     # ---- the loop ----------------------------------------------------------------------------
@@ -250,30 +225,39 @@ class Trainer:
         while not self._run_stretch():
             self._roll_back()
         self._write_row()
-        if self._stop.received is None:
-            self._run_hooks(final=True)
+        if self._agreed.stopped_by is None:
+            self._hooks.call(self.pictures_seen, self._call, final=True)
 
     def _run_stretch(self) -> bool:
         """Whether the run came to its end or was stopped; else a spike asks for a rollback."""
         pin_memory = self.learner.device.type == "cuda"
         batches = self.batches.starting_at(self._position, pin_memory=pin_memory)
         with closing(batches):
-            self._run_hooks()
-            while self.progress < 1 and self._stop.received is None:
+            self._hooks.call(self.pictures_seen, self._call)
+            self._agree()
+            while self._agreed.stopped_by is None and self.progress < 1:
                 before = self.pictures_seen
                 with self._log.stepping:
                     self._step(batches)
-                save = self._crossed(self.checkpoint_every, before) or self._stop.take_save()
+                self._agree()
+                save = self._crossed(self.checkpoint_every, before) or self._agreed.take_save()
                 if save or self._crossed(self.log_every, before):
                     spike = self._write_row()
-                    if spike and self.rollback_on_spike and self.checkpoints.list():
+                    if spike and self.rollback_on_spike and self._has_checkpoint():
                         return False
-                if self._stop.received is None:
-                    self._run_hooks()
+                if self._agreed.stopped_by is None:
+                    self._hooks.call(self.pictures_seen, self._call)
                 # What may be the beginning of a spike is nothing to go back to.
                 if save and (self._log.spikes.calm or not self.rollback_on_spike):
                     self._save()
+                self._agree()
         return True
+
+    def _agree(self) -> None:
+        self._agreed.reach(self._clock, self._stop)
+
+    def _has_checkpoint(self) -> bool:
+        return self.processes.agree(bool(self.checkpoints.list()))
 
     @property
     def _position(self) -> int:
@@ -291,7 +275,7 @@ class Trainer:
             decay_fraction=self.decay_fraction,
         )
         self._learning_rate_factor = factor
-        scalars, called_off = self.learner.step(micro_batches, self._position, factor)
+        scalars, called_off = self.learner.step(micro_batches, factor)
         self._log.add(scalars, called_off)
         self.pictures_seen = seen_after
         self.step += 1
@@ -308,8 +292,7 @@ class Trainer:
             )
         spiked_at, clock = self._position, self._clock
         counts = self.loss_spikes, self.rollbacks + 1
-        _, checkpoint = self.checkpoints.load()
-        self._go_to(checkpoint)
+        self._go_to(lambda: self.checkpoints.load()[1])
         self._clock = clock  # time does not go back
         self.loss_spikes, self.rollbacks = counts
         self.data_offset = spiked_at - self.pictures_seen
@@ -319,24 +302,23 @@ class Trainer:
         self._save()  # with the offset: a kill must not bring the same pictures back
 
     def _crossed(self, every: int, before: int) -> bool:
-        return self.pictures_seen // every > before // every
+        return crossed(every, before, self.pictures_seen)
 
-    def _run_hooks(self, *, final: bool = False) -> None:
-        for i, hook in enumerate(self.hooks):
-            last = self._hooked_at[i]
-            if self._crossed(hook.every, last) or (final and last < self.pictures_seen):
-                self._watchdog.beat()
-                with self.learner.averaged() as modules:
-                    scalars = hook(self.pictures_seen, self.run_dir, modules)
-                self._log.track({"pictures_seen": self.pictures_seen, **scalars})
-                self._hooked_at[i] = self.pictures_seen
-                self._saved = self.step == 0
+    def _call(self, hook: Hook) -> None:
+        """Have the main process run a hook and log what it reports; the others wait."""
+        self._watchdog.beat()
+        with self.learner.averaged() as modules:
+            scalars = self.processes.on_main(
+                lambda: hook(self.pictures_seen, self.run_dir, modules)
+            )
+        self._log.track({"pictures_seen": self.pictures_seen, **scalars})
+        self._saved = self.step == 0
 
     def _write_row(self) -> bool:
         counters = {
             "progress": self.progress,
             "seconds": self._clock.seconds,
-            "learning_rate": self.learning_rate * self._learning_rate_factor,
+            "learning_rate": self.learner.learning_rate * self._learning_rate_factor,
         }
         if self.learner.device.type == "cuda":
             counters["peak_memory_gib"] = (
@@ -345,7 +327,7 @@ class Trainer:
         try:
             spike = self._log.write_row(self.pictures_seen, counters)
         except NonFiniteError:
-            self._write_suspects()
+            self.processes.on_main(self._write_suspects)
             raise
         self.skipped_steps, self.loss_spikes = self._log.skipped_steps, self._log.loss_spikes
         return spike
@@ -367,6 +349,9 @@ class Trainer:
         """
         checkpoint = self.learner.checkpoint(self._state())
         self._saved = True  # or not to be saved: a disk that failed is not asked once more
+        self.processes.on_main(lambda: self._write(checkpoint))
+
+    def _write(self, checkpoint: Checkpoint) -> None:
         patiently(
             lambda: self.checkpoints.save(checkpoint, pictures_seen=self.pictures_seen),
             seconds=self.disk_wait_seconds,
@@ -382,14 +367,19 @@ class Trainer:
             **{name: getattr(self, name) for name in COUNTERS},
             "spikes": self._log.spikes.state(),
             "seconds": self._clock.seconds,
-            "hooked_at": self._hooked_at,
-            "identity": self._identity,
+            "hooked_at": self._hooks.called_at,
+            "identity": self._identity.values,
         }
 
-    def _save_what_is_whole(self) -> None:
-        if not (self._saved or self._log.diverged or self.learner.updating):
+    def _save_what_is_whole(self, *, alone: bool = False) -> None:
+        """Save what has been learned since the last checkpoint.
+
+        Args:
+            alone: An error has ended the run: nothing can be asked of the other processes.
+        """
+        if self._saved or self._log.diverged or self.learner.updating:
+            return
+        if not alone or self.processes.count == 1:
             self._save()
-
-
-def _among(key: str, allowed: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in allowed)
+        elif self.processes.is_main and self.learner.strategy == "ddp":
+            self._write(self.learner.checkpoint(self._state()))

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tinydiffusion.processes import ALONE, Processes
+
 Scalars = Mapping[str, float | int | Tensor]
 
 
@@ -35,14 +37,18 @@ class LogWindow:
         self._scalars.append(scalars)
         self._called_off.append(called_off)
 
-    def drain(self) -> "Drained":
-        """What the window holds; it is empty afterwards."""
+    def drain(self, processes: Processes = ALONE) -> "Drained":
+        """What the window holds, as means over the processes; it is empty afterwards.
+
+        Collective.
+        """
         called_off = [flag > 0 for flag in _floats(self._called_off)]
         steps = zip(self._scalars, called_off, strict=True)
         good = [scalars for step, off in steps if not off for scalars in step]
         names = sorted({name for scalars in good for name in scalars})
-        columns = {n: _floats([s[n] for s in good if n in s]) for n in names}
+        own = {n: _floats([s[n] for s in good if n in s]) for n in names}
         self._scalars, self._called_off = [], []
+        columns = _mean_of(processes.gather(own))
         means = {name: fmean(column) for name, column in columns.items()}
         return Drained(means, columns.get("loss", []), called_off)
 
@@ -51,6 +57,14 @@ def longest_run(flags: list[bool], before: int) -> tuple[int, int]:
     """The longest run of True, and the one at the end; `before` True values precede the flags."""
     runs = [len(list(g)) if flag else 0 for flag, g in groupby([True] * before + flags)]
     return max(runs, default=0), runs[-1] if runs else 0
+
+
+def _mean_of(parts: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    """The mean of every entry over the parts, which have the same names and lengths."""
+    return {
+        name: [fmean(values) for values in zip(*(part[name] for part in parts), strict=True)]
+        for name in parts[0]
+    }
 
 
 def _floats(values: Sequence[float | int | Tensor]) -> list[float]:
