@@ -1,6 +1,7 @@
 """The command line: reads arguments, answers `--help` without importing torch, reports mistakes."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from tinydiffusion.cli_arguments import (
     with_plugin_options,
 )
 from tinydiffusion.errors import RunError
+from tinydiffusion.processes import StoppedTogether
 
 USER_MISTAKE = 2
 """Exit code; `errors` has others. A run stopped by SIGINT ends with 130, by SIGTERM with 143."""
@@ -39,15 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:  # what the user did; what is not caught here is our mistake
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        _say(error)
         return USER_MISTAKE
     except RunError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        if not isinstance(error, StoppedTogether):
+            _say(error)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def _say(error: Exception) -> None:
+    rank = os.environ.get("RANK", "0")
+    who = "" if rank == "0" else f"process {rank}: "
+    print(f"{who}error: {error}", file=sys.stderr)  # noqa: T201
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

@@ -4,6 +4,7 @@ accelerate makes the process group; nothing here does what it does.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ def naming_lost_processes() -> Iterator[None]:
         lost = isinstance(error, dist.DistError) or "gloo" in str(error)
         if not lost or isinstance(error, RunError):
             raise
-        reason = str(error).splitlines()[0][:200]
+        reason = re.sub(r"^\[\S*\]\s*", "", str(error)).partition(". ")[0]
         raise LostProcessError(
             f"another process of this job has ended or is out of reach ({reason}). Its own "
             "message tells why; the same command goes on from the last checkpoint"

@@ -1,7 +1,5 @@
 """Loss weights equal the formulas of their papers; drawn timesteps follow their densities."""
 
-import math
-
 import pytest
 import torch
 

@@ -1,7 +1,6 @@
-"""A run of a small denoising model by as many processes as torchrun has started; for tests.
+"""Runs of a small denoising model, one after the other, by the processes of torchrun; for tests.
 
-Arguments: run folder, and settings as JSON: `strategy`, `resume`, `num_pictures`, `die_at`
-(rank, position): there that process kills itself.
+Its argument is a JSON list of jobs: `run_dir` and the other keys of `JOB`.
 """
 
 import json
@@ -25,13 +24,22 @@ CONFIG = {
     "text_encoder": {"name": "clip", "width": 32, "layers": 1, "heads": 2},
     "network": {"name": "unet", "channels": [16, 32], "layers_per_block": 1, "patch_size": 4},
 }
+JOB = {
+    "strategy": "ddp",
+    "muon_modules": [],
+    "accumulation": 1,
+    "num_pictures": 600,
+    "resume": False,
+    "nan_at": None,  # rank and position: there the loss of that process is NaN
+    "die_at": None,  # rank and position: there that process kills itself
+}
 
 
-class Seen:
-    """A data set that writes down what was asked of it."""
+class Noting:
+    """A data set that notes what was asked of it."""
 
-    def __init__(self, dataset):
-        self.dataset, self.ids = dataset, []
+    def __init__(self):
+        self.dataset, self.ids = ScenesDataset(num_scenes=60), []
 
     def __len__(self):
         return len(self.dataset)
@@ -42,55 +50,62 @@ class Seen:
         return example
 
 
-
-
-def main(run_dir: Path, settings: dict) -> int:
-    dataset = Seen(ScenesDataset(num_scenes=60))
-    captions = [caption for i in range(60) for caption in captions_of(dataset.dataset[i])]
+def main(jobs: list[dict]) -> None:
     with joined("cpu") as processes, naming_lost_processes():
-        objective = build_objective(from_dict(CONFIG), captions)
-        if die_at := settings.get("die_at"):
-            rank, position = die_at
-            loss = objective.loss
+        for job in jobs:
+            run({**JOB, **job}, processes)
 
-            def deadly(batch, generators):
-                if processes.rank == rank and batch["position"][0] >= position:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return loss(batch, generators)
 
-            objective.loss = deadly
-        learner = Learner(
-            objective,
-            learning_rate=1e-3,
-            muon_modules=settings.get("muon_modules", []),
-            precision="float32",
-            processes=processes,
-            strategy=settings.get("strategy", "ddp"),
-        )
-        run = Trainer(
-            learner,
-            Batches(dataset, 12, 3, share=(processes.rank, processes.count)),
-            run_dir=run_dir,
-            num_pictures=settings.get("num_pictures", 600),
-            identity={},
-            warmup_pictures=60,
-            checkpoint_every=120,
-            keep_checkpoints=99,
-            log_every=12,
-        )
-        if settings.get("resume"):
-            run.resume()
-        run.train()
-        parts = processes.gather(dataset.ids)
-        if processes.is_main:
-            (run_dir / "ids.json").write_text(json.dumps(parts))
-    return 0
+def run(job, processes):
+    dataset, run_dir = Noting(), Path(job["run_dir"])
+    captions = [caption for example in dataset.dataset for caption in captions_of(example)]
+    objective = build_objective(from_dict(CONFIG), captions)
+    objective.loss = faulty(objective.loss, job, processes.rank)
+    learner = Learner(
+        objective,
+        learning_rate=1e-3,
+        muon_modules=job["muon_modules"],
+        precision="float32",
+        processes=processes,
+        strategy=job["strategy"],
+    )
+    share = (processes.rank, processes.count)
+    trainer = Trainer(
+        learner,
+        Batches(dataset, 12 // job["accumulation"], 3, share=share),
+        accumulation=job["accumulation"],
+        run_dir=run_dir,
+        num_pictures=job["num_pictures"],
+        identity={},
+        warmup_pictures=60,
+        checkpoint_every=120,
+        keep_checkpoints=99,
+        log_every=12,
+    )
+    if job["resume"]:
+        trainer.resume()
+    trainer.train()
+    told = processes.gather((dataset.ids, trainer.skipped_steps))
+    if processes.is_main:
+        (run_dir / "told.json").write_text(json.dumps(told))
+
+
+def faulty(loss, job, rank):
+    def wrapped(batch, generators):
+        value, scalars = loss(batch, generators)
+        if job["die_at"] and rank == job["die_at"][0] and job["die_at"][1] in batch["position"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job["nan_at"] and rank == job["nan_at"][0] and job["nan_at"][1] in batch["position"]:
+            value = value * float("nan")
+        return value, scalars
+
+    return wrapped
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     try:
-        sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
+        main(json.loads(sys.argv[1]))
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

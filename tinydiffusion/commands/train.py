@@ -192,6 +192,13 @@ class _Run:
             f"network {_count(self.objective.denoiser.network)}, text encoder {_count(encoder)}; "
             f"{precision} on {self.device}"
         )
+        if self.processes.count > 1:
+            parts = self.trainer.accumulation * self.processes.count
+            each = self.config.training.batch_size // parts
+            console.print(
+                f"{self.processes.count} processes ({self.config.training.strategy}), "
+                f"{each} pictures each at a time"
+            )
 
     def estimate(self) -> None:
         """Print the expected time, from three steps that are thrown away."""
