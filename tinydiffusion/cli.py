@@ -1,6 +1,7 @@
 """The command line: reads arguments, answers `--help` without importing torch, reports mistakes."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from tinydiffusion.cli_arguments import (
     with_plugin_options,
 )
 from tinydiffusion.errors import RunError
+from tinydiffusion.processes import StoppedTogether
 
 USER_MISTAKE = 2
 """Exit code; `errors` has others. A run stopped by SIGINT ends with 130, by SIGTERM with 143."""
@@ -36,22 +38,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     try:
         return _run(arguments)
-    except ValueError as error:  # what the user did; what is not caught here is our mistake
+    except (ValueError, RunError) as error:  # what is not caught here is our mistake
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return USER_MISTAKE
-    except RunError as error:
-        if "--debug" in arguments:
-            raise
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
+        if not _is_said_elsewhere(error):
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code if isinstance(error, RunError) else USER_MISTAKE
     except KeyboardInterrupt:
         return 130
 
 
+def _is_said_elsewhere(error: Exception) -> bool:
+    """Whether another process of this job says it: what is wrong in a command line, all find."""
+    if isinstance(error, UsageError):
+        return os.environ.get("LOCAL_RANK", "0") != "0"
+    return isinstance(error, StoppedTogether)
+
+
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {message}", file=sys.stderr)  # noqa: T201
 
 
 def _run(arguments: list[str]) -> int:
