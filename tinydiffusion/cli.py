@@ -38,29 +38,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     try:
         return _run(arguments)
-    except ValueError as error:  # what the user did; what is not caught here is our mistake
+    except (ValueError, RunError) as error:  # what is not caught here is our mistake
         if "--debug" in arguments:
             raise
-        _say(error)
-        return USER_MISTAKE
-    except RunError as error:
-        if "--debug" in arguments:
-            raise
-        if not isinstance(error, StoppedTogether):
-            _say(error)
-        return error.exit_code
+        if not _is_said_elsewhere(error):
+            print(f"{_who()}error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code if isinstance(error, RunError) else USER_MISTAKE
     except KeyboardInterrupt:
         return 130
 
 
-def _say(error: Exception) -> None:
+def _is_said_elsewhere(error: Exception) -> bool:
+    """Whether another process of this job says it: what is wrong in a command line, all find."""
+    if isinstance(error, (UsageError, config.ConfigError)):
+        return os.environ.get("LOCAL_RANK", "0") != "0"
+    return isinstance(error, StoppedTogether)
+
+
+def _who() -> str:
+    """Which process speaks, where there are several and it is not the main one."""
     rank = os.environ.get("RANK", "0")
-    who = "" if rank == "0" else f"process {rank}: "
-    print(f"{who}error: {error}", file=sys.stderr)  # noqa: T201
+    return "" if rank == "0" else f"process {rank}: "
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {message}", file=sys.stderr)  # noqa: T201
 
 
 def _run(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,11 +55,30 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what `replace_file` has left in a folder where it was killed."""
+def sweep(folder: Path, older_than: float = 0.0) -> None:
+    """Remove what `replace_file` has left in a folder where it was killed.
+
+    Args:
+        folder: Where it was to write.
+        older_than: Seconds; what is younger may be another process's work and stays.
+    """
     for unfinished in folder.glob(".tmp-*"):
-        if unfinished.is_file():
-            unfinished.unlink()
+        with contextlib.suppress(FileNotFoundError):  # another process has swept, or finished
+            age = time.time() - unfinished.stat().st_mtime
+            if unfinished.is_file() and (age > older_than or not older_than):
+                unfinished.unlink()
+
+
+def cache_root() -> Path:
+    """`$TINYDIFFUSION_CACHE`, `$XDG_CACHE_HOME/tinydiffusion` or `~/.cache/tinydiffusion`.
+
+    Raises:
+        RuntimeError: none of them is set and the user has no home.
+    """
+    if own := os.environ.get("TINYDIFFUSION_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "tinydiffusion"
 
 
 @contextlib.contextmanager

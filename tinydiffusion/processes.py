@@ -118,6 +118,29 @@ class Processes:
             dist.broadcast(sent, src=0)
         return sent
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside the `with`, where nothing is collective, what stops one process stops all.
+
+        The first that has raised says why; the others end with its exit code. Collective.
+
+        Raises:
+            Exception: what was raised here, where no process of a lower rank has raised.
+            StoppedTogether: that another process has raised.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._stop_at_first((str(error), getattr(error, "exit_code", 2)))
+            raise
+        self._stop_at_first(None)
+
+    def _stop_at_first(self, stop: tuple[str, int] | None) -> None:
+        """Raise StoppedTogether where the first that gives a reason to stop is another process."""
+        stops = [(rank, given) for rank, given in enumerate(self.gather(stop)) if given is not None]
+        if stops and stops[0][0] != self.rank:
+            raise StoppedTogether(*stops[0][1])
+
     def wait(self) -> None:
         """Return once all processes have come here. Collective."""
         self.gather(None)

@@ -10,7 +10,7 @@ Shape letters used in every annotation of this package:
     T  num_train_timesteps          S  sampling steps            N, M  numbers of samples
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
@@ -148,6 +148,36 @@ class TextEncoder(Protocol):
 
     def config(self) -> dict[str, Any]:
         """JSON-able keyword arguments that rebuild the encoder before its weights are loaded."""
+        ...
+
+
+@runtime_checkable
+class EncodingAhead(Protocol):
+    """A frozen text encoder that computes the states of many captions once and keeps them on disk.
+
+    Further methods of the encoder; training calls them where they are there.
+    """
+
+    def encode_ahead(
+        self,
+        captions: Iterable[str],
+        share: tuple[int, int] = (0, 1),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Compute this process's share of the states that are not there yet, "" included.
+
+        On the encoder's device, with its present weights: to be called once both are as they will
+        be. Once all shares are done, `encode` only looks up.
+
+        Args:
+            captions: All captions, the same for every share; repeats cost nothing.
+            share: This process and the number of processes, as (rank, count).
+            progress: Called with the captions of the share that are done, and with their number.
+        """
+        ...
+
+    def bytes_for(self, captions: Iterable[str]) -> int:
+        """Bytes on disk that the states of these captions take; estimated where they are many."""
         ...
 
 

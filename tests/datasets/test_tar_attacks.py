@@ -26,7 +26,7 @@ from tar_toys import (
     write,
 )
 
-from tinydiffusion.datasets import _tar
+from tinydiffusion.datasets import _samples, _tar
 from tinydiffusion.datasets import tar as tar_module
 from tinydiffusion.datasets._tar import BLOCK, Fault, Member, list_members
 
@@ -242,6 +242,6 @@ def test_the_number_of_members_is_capped(tmp_path, monkeypatch):
 
 
 def test_pictures_over_the_cap_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_module, "MAX_PICTURE", 1000)
+    monkeypatch.setattr(_samples, "MAX_PICTURE", 1000)
     skipped = skips(tmp_path, entry("a.png", bytes(1001)), entry("a.txt", b"a"))
     assert skipped == {"s.tar/a": "too large: a.png has 1001 bytes, at most 1000"}

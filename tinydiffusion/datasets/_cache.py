@@ -5,7 +5,6 @@ import hashlib
 import json
 import mmap
 import os
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tinydiffusion.durable import replace_file
+from tinydiffusion.durable import cache_root, replace_file, sweep
 
 HOUR = 3600.0
 DIGEST = hashlib.sha256().digest_size
@@ -26,15 +25,8 @@ class DamagedError(ValueError):
 
 
 def cache_folder() -> Path:
-    """`$TINYDIFFUSION_CACHE`, `$XDG_CACHE_HOME/tinydiffusion` or `~/.cache/tinydiffusion`.
-
-    Raises:
-        RuntimeError: none of them is set and the user has no home.
-    """
-    if own := os.environ.get("TINYDIFFUSION_CACHE"):
-        return Path(own) / "datasets"
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "tinydiffusion" / "datasets"
+    """Where prepared pictures are kept, see `cache_root`."""
+    return cache_root() / "datasets"
 
 
 def read_entry(key: str) -> tuple[dict[str, Any], UInt8[Tensor, "N"]] | None:
@@ -59,7 +51,7 @@ def write_entry(key: str, about: Mapping[str, Any], content: bytearray) -> None:
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        sweep(folder, older_than=HOUR)
         replace_file(folder / key, hashlib.sha256(body).digest() + body)
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -81,10 +73,3 @@ def _read(path: Path) -> tuple[dict[str, Any], UInt8[Tensor, "N"]]:
     start = 8 + int.from_bytes(body[:8], "little")
     about = json.loads(bytes(body[8:start]))
     return about, torch.frombuffer(mapped, dtype=torch.uint8)[DIGEST + start :]
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what writers have left that were killed."""
-    for unfinished in folder.glob(".tmp-*"):
-        if time.time() - unfinished.stat().st_mtime > HOUR:
-            unfinished.unlink(missing_ok=True)

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from tinydiffusion.datasets._captions import shown
 from tinydiffusion.datasets._scan import Found, Scan, Skipped, scan
+from tinydiffusion.datasets._views import check_view, drawn_square, middle_square
 from tinydiffusion.protocols import Example
-
-CROPS = ("center", "random")
 
 
 class TooManySkippedError(ValueError):
@@ -57,7 +56,9 @@ class PackedDataset:
         limit: int | None,
         workers: int = 2,
     ) -> None:
-        _check_options(size, crop, limit, workers)
+        check_view(size, crop, limit)
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
         self.size, self.crop, self.flip = size, crop, flip
         self.scan = scan(pictures, size=size, crop=crop, limit=limit, workers=workers)
         self.skipped = self.scan.skipped
@@ -73,21 +74,13 @@ class PackedDataset:
 
     def __getitem__(self, index: int) -> Example:
         """The example with its middle square, not mirrored."""
-        pixels = self.scan.pixels(index)
-        top, left = ((side - self.size) // 2 for side in pixels.shape[1:])
-        return self._example(index, pixels, top, left)
+        return self._example(index, middle_square(self.scan.pixels(index), self.size))
 
     def augment(self, index: int, generator: torch.Generator) -> Example:
         """The example as one visit sees it: window and mirroring drawn from `generator`."""
-        if self.crop == "center":
-            example = self[index]
-        else:
-            pixels = self.scan.pixels(index)
-            top, left = (_draw(side - self.size + 1, generator) for side in pixels.shape[1:])
-            example = self._example(index, pixels, top, left)
-        if self.flip and _draw(2, generator):
-            example["image"] = example["image"].flip(-1)
-        return example
+        pixels = self.scan.pixels(index)
+        square = drawn_square(pixels, self.size, self.crop, self.flip, generator)
+        return self._example(index, square)
 
     def describe_skipped(self) -> str:
         """How many pictures were left out for which reason; empty where none was."""
@@ -99,11 +92,9 @@ class PackedDataset:
         contents = {s.id: json.dumps([s.caption, s.sha256]).encode() for s in samples}
         return {id_: hashlib.sha256(content).hexdigest() for id_, content in contents.items()}
 
-    def _example(self, index: int, pixels: UInt8[Tensor, "C H W"], top: int, left: int) -> Example:
+    def _example(self, index: int, image: UInt8[Tensor, "C H W"]) -> Example:
         sample = self.scan.samples[index]
-        window = pixels[:, top : top + self.size, left : left + self.size]
-        # A copy: who changes an example must not change the data set.
-        return Example(image=window.clone(), caption=sample.caption, id=sample.id)
+        return Example(image=image, caption=sample.caption, id=sample.id)
 
 
 def describe(skipped: list[Skipped]) -> str:
@@ -115,19 +106,3 @@ def describe(skipped: list[Skipped]) -> str:
         shown(f"{len(items)} {kind} (first {items[0].path}{items[0].reason[len(kind) :]})")
         for kind, items in kinds.items()
     )
-
-
-def _check_options(size: int, crop: str, limit: int | None, workers: int) -> None:
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
-    if crop not in CROPS:
-        raise ValueError(f"crop must be one of {', '.join(CROPS)}, got {crop!r}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, or null for all, got {limit}")
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
-
-
-def _draw(high: int, generator: torch.Generator) -> int:
-    """An integer in [0, high)."""
-    return int(torch.randint(high, (), generator=generator))

@@ -19,6 +19,7 @@ from tinydiffusion.datasets._cache import read_entry, write_entry
 from tinydiffusion.datasets._captions import MAX_CAPTION_LENGTH, Caption, mend_caption
 from tinydiffusion.datasets._pictures import (
     PassingFaultError,
+    Picture,
     UnusablePictureError,
     center_crop,
     load_picture,
@@ -193,7 +194,7 @@ def _name(picture: Found | Skipped) -> _Named | Skipped:
     if isinstance(picture, Skipped):
         return picture
     try:
-        caption, notes = _check_caption(picture.caption)
+        caption, notes = check_caption(picture.caption)
         if picture.source is None:
             raise UnusablePictureError("missing or not a file")
         return _Named(picture._replace(caption=caption), picture_sha256(picture.source), notes)
@@ -201,7 +202,12 @@ def _name(picture: Found | Skipped) -> _Named | Skipped:
         return Skipped(picture.id, str(error))
 
 
-def _check_caption(caption: Caption) -> tuple[Caption, list[str]]:
+def check_caption(caption: Caption) -> tuple[Caption, list[str]]:
+    """The caption mended, and what is worth knowing of it.
+
+    Raises:
+        UnusablePictureError: there is none, or it is too long.
+    """
     texts = [caption] if isinstance(caption, str) else caption
     if any(len(text) > MAX_CAPTION_LENGTH for text in texts):
         raise UnusablePictureError(f"with a caption over {MAX_CAPTION_LENGTH} characters")
@@ -211,16 +217,25 @@ def _check_caption(caption: Caption) -> tuple[Caption, list[str]]:
     return mended, notes
 
 
+def load_usable(source: Path | bytes, size: int, sha256: str | None = None) -> Picture:
+    """The picture with its shorter side `size` pixels long, see `load_picture`.
+
+    Raises:
+        UnusablePictureError: it is smaller, or for one of `load_picture`'s reasons.
+    """
+    picture = load_picture(source, size, sha256)
+    if min(picture.width, picture.height) < size:
+        raise UnusablePictureError(f"smaller than size={size}: {picture.width}x{picture.height}")
+    return picture
+
+
 def _prepare(named: _Named | Skipped, size: int, crop: str) -> _Prepared | Skipped:
     if isinstance(named, Skipped):
         return named
     found, sha256, notes = named
     assert found.source is not None
     try:
-        picture = load_picture(found.source, size, sha256)
-        width, height = picture.width, picture.height
-        if min(width, height) < size:
-            raise UnusablePictureError(f"smaller than size={size}: {width}x{height}")
+        picture = load_usable(found.source, size, sha256)
     except PassingFaultError as error:
         return _Passing(found.id, str(error))
     except UnusablePictureError as error:
@@ -230,4 +245,5 @@ def _prepare(named: _Named | Skipped, size: int, crop: str) -> _Prepared | Skipp
     stored = [image.height, image.width]
     digest = hashlib.sha256(repr(stored).encode() + pixels).hexdigest()
     notes = [*notes, *picture.notes]
+    width, height = picture.width, picture.height
     return _Prepared(Sample(found.id, found.caption, width, height, notes, digest, stored), pixels)

@@ -7,6 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 from tinydiffusion.models._blocks import (
     AttentionBlock,
@@ -60,6 +61,10 @@ class UNet(nn.Module):
             that are to be told apart by their captions.
         preview_channels: Maps of the preview; the first `in_channels` are a small picture.
         dropout: Probability inside residual blocks, in [0, 1).
+        gradient_checkpointing: Keep only what enters a stage for the backward pass, and compute
+            the stage once more there (Chen et al. 2016, section 3,
+            https://arxiv.org/abs/1604.06174): the same gradients from less memory, in about a
+            third more time.
         in_channels: Colour channels of the picture.
 
     Raises:
@@ -80,6 +85,7 @@ class UNet(nn.Module):
         preview_size: int = 8,
         preview_channels: int = 16,
         dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -93,6 +99,7 @@ class UNet(nn.Module):
         _check_shares(dropout, preview_channels, in_channels)
         _check_widths(channels, attention_levels, head_dim)
         self.patch_size = patch_size
+        self.gradient_checkpointing = gradient_checkpointing
         cond_dim = 4 * channels[0]
         self.time_embedding = TimestepEmbedding(cond_dim)
         self.text_embedding = nn.Sequential(
@@ -145,15 +152,21 @@ class UNet(nn.Module):
         x = x + self.position(*x.shape[-2:]).to(x.dtype) + self.preview_in(preview)
         skips = [x]
         for layer in self.down:
-            x = layer(x, cond, text) if isinstance(layer, Stage) else layer(x)
+            x = self._stage(layer, x, cond, text) if isinstance(layer, Stage) else layer(x)
             skips.append(x)
-        x = self.middle_out(self.middle(x, cond, text), cond)
+        x = self._stage(self.middle, x, cond, text)
+        x = self.middle_out(x, cond)
         for layer in self.up:
             if isinstance(layer, Stage):
-                x = layer(torch.cat([x, skips.pop()], dim=1), cond, text)
+                x = self._stage(layer, x, cond, text, skips.pop())
             else:
                 x = layer(x, like=skips[-1])
         return self._unfold(self.conv_out(F.silu(self.norm_out(x))))
+
+    def _stage(self, stage: "Stage", *inputs: Tensor | TextStates) -> Float[Tensor, "B C H W"]:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(stage, *inputs, use_reentrant=False)
+        return stage(*inputs)
 
     def preview(self, text: TextStates) -> Float[Tensor, "B C side side"]:
         """What the text alone says of the small picture, see `protocols.Previewing`."""
@@ -184,8 +197,14 @@ class Stage(nn.Module):
         self.attention = attention
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], cond: Float[Tensor, "B D"], text: TextStates
+        self,
+        x: Float[Tensor, "B C H W"],
+        cond: Float[Tensor, "B D"],
+        text: TextStates,
+        skip: Float[Tensor, "B C3 H W"] | None = None,
     ) -> Float[Tensor, "B C2 H W"]:
+        # Joined here, so that gradient checkpointing keeps both parts and not a copy of them too.
+        x = x if skip is None else torch.cat([x, skip], dim=1)
         x = self.res_block(x, cond)
         return x if self.attention is None else self.attention(x, text)
 

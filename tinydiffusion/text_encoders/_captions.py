@@ -1,12 +1,12 @@
 """What every text encoder asks of captions before it tokenizes them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 MAX_CHARACTERS = 4096
 """Text beyond this is cut unread, so that a caption of megabytes costs no more than a page."""
 
 
-def check_captions(captions: Sequence[str]) -> list[str]:
+def check_captions(captions: Iterable[str]) -> list[str]:
     """The captions as a list.
 
     Raises:

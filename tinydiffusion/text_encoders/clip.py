@@ -135,7 +135,7 @@ class _Block(nn.Module):
         # CLIP's deviations: what is added to the stream shrinks with the number of layers.
         residual_std = (2 * layers * width) ** -0.5
         self.attention_norm = nn.LayerNorm(width)
-        # Without CLIP's bias: that of the keys changes nothing, so that Adam would blow up rounding.
+        # Without CLIP's bias: that of the keys changes nothing, and Adam blows up its rounding.
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         nn.init.normal_(self.qkv.weight, std=width**-0.5)
         self.attention_out = _linear(width, width, std=residual_std)

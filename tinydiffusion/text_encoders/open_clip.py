@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinydiffusion.durable import cache_root
 from tinydiffusion.protocols import TextStates, Tokens
-from tinydiffusion.registry import suggest
-from tinydiffusion.text_encoders._cache import CaptionStates, StatesCache
+from tinydiffusion.text_encoders._ahead import BATCH, Progress, encode_ahead, warn_not_kept
+from tinydiffusion.text_encoders._cache import CaptionStates, RecentStates
 from tinydiffusion.text_encoders._captions import MAX_CHARACTERS, check_captions
+from tinydiffusion.text_encoders._open_clip_models import (
+    check_architecture,
+    find_architecture,
+    load_tower,
+)
+from tinydiffusion.text_encoders._packed_states import BYTES_PER_CAPTION, StatesFolder
 
-ENCODE_BATCH = 64
+CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+SAMPLED = 1000  # captions, for an estimate
 # open_clip builds a text tower only beside one for pictures; this is the least there is.
 NO_VISION: Any = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
 
@@ -26,28 +35,40 @@ class OpenClipTextEncoder(nn.Module):
     Radford et al. (2021), section 2.4, https://arxiv.org/abs/2103.00020; Ilharco et al. (2021),
     https://github.com/mlfoundations/open_clip. Pooled is projected and not normalised. It runs in
     the precision of its weights even under autocast, and `encode` remembers the states of each
-    caption, up to 1 GiB in memory.
+    caption, up to 1 GiB in memory. Those of `encode_ahead` are kept on disk, for any later run with
+    the same weights; nothing else is.
 
     `from_captions` loads a pretrained tower; the constructor rebuilds one whose weights come from
     a state dict.
 
     Args:
         architecture: `embed_dim`, `text_cfg` and `quick_gelu` as in open_clip's model configs.
-        cache_dir: Folder that keeps the states of each caption between runs; None for none.
+        cache_dir: Folder for the states of `encode_ahead`; None for "text_states" in the user's
+            cache, see `cache_root`.
+        cache_dtype: "float32" stores states as they are; "float16" takes half the disk and rounds
+            them by up to 2^-11 of their value, as half-precision inference does at every layer.
 
     Raises:
-        ValueError: the architecture gives no states per CLIP token.
+        ValueError: the architecture gives no states per CLIP token, or no such dtype.
     """
 
     frozen = True
 
     def __init__(
-        self, *, architecture: dict[str, Any], cache_dir: str | Path | None = None
+        self,
+        *,
+        architecture: dict[str, Any],
+        cache_dir: str | Path | None = None,
+        cache_dtype: str = "float32",
     ) -> None:
         import open_clip
 
         super().__init__()
-        _check_architecture(architecture)
+        check_architecture(architecture)
+        if cache_dtype not in CACHE_DTYPES:
+            raise ValueError(
+                f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {cache_dtype!r}"
+            )
         self.architecture = architecture
         text = architecture["text_cfg"]
         self.tokenizer = open_clip.SimpleTokenizer(**(text.get("tokenizer_kwargs") or {}))
@@ -63,7 +84,9 @@ class OpenClipTextEncoder(nn.Module):
         self.hidden_size: int = tower.width
         self.pooled_size: int = tower.width if tower.text_projection is None else tower.output_dim
         self.requires_grad_(False).eval()
-        self._cache = StatesCache(Path(cache_dir) if cache_dir else None)
+        self.cache_dir, self.cache_dtype = cache_dir, cache_dtype
+        self._recent = RecentStates()
+        self._ahead: StatesFolder | None = None
         self.register_load_state_dict_post_hook(_forget)
 
     @classmethod
@@ -74,6 +97,7 @@ class OpenClipTextEncoder(nn.Module):
         model: str = "ViT-B-32",
         pretrained: str | None = None,
         cache_dir: str | Path | None = None,
+        cache_dtype: str = "float32",
     ) -> "OpenClipTextEncoder":
         """A pretrained encoder; the captions are not used.
 
@@ -84,6 +108,7 @@ class OpenClipTextEncoder(nn.Module):
             pretrained: Tag or checkpoint file for a listed architecture; None means "openai".
                 Folders and hub models bring their weights.
             cache_dir: See the class.
+            cache_dtype: See the class.
 
         Raises:
             ValueError: the model or its weights cannot be had, or it gives no token states.
@@ -93,9 +118,9 @@ class OpenClipTextEncoder(nn.Module):
         if has_own_weights and pretrained:
             raise ValueError(f"{model!r} brings its weights; leave out pretrained={pretrained!r}")
         tag = None if has_own_weights else pretrained or "openai"
-        architecture = _find_architecture(model, tag)
-        encoder = cls(architecture=architecture, cache_dir=cache_dir)
-        encoder.tower.load_state_dict(_load_tower(model, tag).state_dict())
+        architecture = find_architecture(model, tag)
+        encoder = cls(architecture=architecture, cache_dir=cache_dir, cache_dtype=cache_dtype)
+        encoder.tower.load_state_dict(load_tower(model, tag).state_dict())
         return encoder
 
     def train(self, mode: bool = True) -> "OpenClipTextEncoder":
@@ -123,16 +148,53 @@ class OpenClipTextEncoder(nn.Module):
 
     def encode(self, captions: Sequence[str]) -> TextStates:
         """States on the encoder's device; each caption is run once and remembered."""
-        captions = [caption[:MAX_CHARACTERS] for caption in check_captions(captions)]
-        fingerprint = self._fingerprint if self._cache.folder else ""
-        found = {c: self._cache.get(c, fingerprint) for c in dict.fromkeys(captions)}
-        states = {c: s for c, s in found.items() if s is not None}
-        missing = [c for c in found if c not in states]
-        for start in range(0, len(missing), ENCODE_BATCH):
-            for caption, new in self._run(missing[start : start + ENCODE_BATCH]).items():
-                states[caption] = new
-                self._cache.put(caption, fingerprint, new)
+        captions = _cut(captions)
+        states = self._recent.find(captions)
+        if self._ahead and len(states) < len(captions):
+            states |= self._ahead.find(c for c in captions if c not in states)
+        missing = [c for c in dict.fromkeys(captions) if c not in states]
+        for start in range(0, len(missing), BATCH):
+            new = self._run(missing[start : start + BATCH])
+            self._recent.add(new)
+            states |= new
         return self._stack([states[caption] for caption in captions])
+
+    def encode_ahead(
+        self,
+        captions: Iterable[str],
+        share: tuple[int, int] = (0, 1),
+        progress: Progress | None = None,
+    ) -> None:
+        """Compute this process's share of the states that are not there yet, "" included.
+
+        A folder that cannot be written is a warning.
+
+        Args:
+            captions: All captions, the same for every share; repeats cost nothing.
+            share: This process and the number of processes, as (rank, count).
+            progress: Called with the captions of the share that are done, and with their number.
+
+        Raises:
+            ValueError: no such share, or a state that does not fit `cache_dtype`.
+        """
+        captions = _cut(captions)
+        try:
+            root = Path(self.cache_dir) if self.cache_dir else cache_root() / "text_states"
+        except RuntimeError as error:
+            warn_not_kept(f"anywhere: {error}")
+            return
+        folder = root / f"{self._fingerprint()}-{self.cache_dtype}"
+        self._ahead = StatesFolder(folder, CACHE_DTYPES[self.cache_dtype])
+        encode_ahead(self._run, self._ahead, captions, share, progress)
+
+    def bytes_for(self, captions: Iterable[str]) -> int:
+        """Bytes on disk that the states of these captions take, told from 1,000 of them."""
+        unique = list(dict.fromkeys(["", *_cut(captions)]))
+        sample = unique[:: math.ceil(len(unique) / SAMPLED)]
+        num_tokens = sum(len(self._ids(caption)[0]) for caption in sample) / len(sample)
+        numbers = num_tokens * self.hidden_size + self.pooled_size
+        per_caption = numbers * CACHE_DTYPES[self.cache_dtype].itemsize + BYTES_PER_CAPTION
+        return math.ceil(len(unique) * per_caption)
 
     def config(self) -> dict[str, Any]:
         """Keyword arguments that rebuild the encoder without its folder or the network."""
@@ -154,14 +216,13 @@ class OpenClipTextEncoder(nn.Module):
             self.tokenizer.eot_token_id: self.tokenizer.encode("< end_of_text >"),
         }
 
-    @cached_property
     def _fingerprint(self) -> str:
-        """Sha256 of the architecture and the weights."""
+        """What tells encoders apart: SHA-256 of the architecture and the weights, shortened."""
         digest = hashlib.sha256(json.dumps(self.architecture, sort_keys=True).encode())
         for name, tensor in sorted(self.tower.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return f"open_clip-{digest.hexdigest()[:32]}"
 
     def _run(self, captions: list[str]) -> dict[str, CaptionStates]:
         ids, mask, _ = self.tokenize(captions)
@@ -177,84 +238,27 @@ class OpenClipTextEncoder(nn.Module):
 
     def _stack(self, states: list[CaptionStates]) -> TextStates:
         weight = next(self.parameters())
-        hidden = torch.zeros(len(states), self.max_length, self.hidden_size, dtype=weight.dtype)
-        pooled = torch.zeros(len(states), self.pooled_size, dtype=weight.dtype)
-        mask = torch.zeros(len(states), self.max_length, dtype=torch.bool)
-        for row, caption in enumerate(states):
-            hidden[row, : len(caption.hidden)] = caption.hidden
-            mask[row, : len(caption.hidden)] = True
-            pooled[row] = caption.pooled
-        device = weight.device
-        return TextStates(hidden.to(device), mask.to(device), pooled.to(device))
+        lengths = torch.tensor([len(own.hidden) for own in states], dtype=torch.long)
+        mask = torch.arange(self.max_length) < lengths.unsqueeze(1)
+        # Only what is there travels to the device: padding is most of it.
+        places = mask.flatten().nonzero().squeeze(1).to(weight.device)
+        none = torch.zeros(0, self.hidden_size), torch.zeros(0, self.pooled_size)
+        flat = torch.cat([none[0], *(own.hidden for own in states)]).to(weight)
+        hidden = weight.new_zeros(mask.numel(), self.hidden_size).index_copy_(0, places, flat)
+        pooled = torch.cat([none[1], *(own.pooled.unsqueeze(0) for own in states)]).to(weight)
+        return TextStates(hidden.unflatten(0, mask.shape), mask.to(weight.device), pooled)
+
+
+def _cut(captions: Iterable[str]) -> list[str]:
+    return [caption[:MAX_CHARACTERS] for caption in check_captions(captions)]
 
 
 def _forget(encoder: nn.Module, incompatible_keys: Any) -> None:
     """Drop what the old weights said; runs after every `load_state_dict`."""
     del incompatible_keys
     assert isinstance(encoder, OpenClipTextEncoder)
-    encoder._cache.clear()
-    encoder.__dict__.pop("_fingerprint", None)
-
-
-def _check_architecture(architecture: dict[str, Any]) -> None:
-    text = architecture["text_cfg"]
-    for key in ("hf_model_name", "hf_tokenizer_name", "embed_cls"):
-        if text.get(key):
-            raise ValueError(
-                f"text_encoder 'open_clip' needs CLIP's tokenizer and one state per token, got an "
-                f"architecture with {key}={text[key]!r}; choose another model, such as 'ViT-B-32'"
-            )
-
-
-def _find_architecture(model: str, tag: str | None) -> dict[str, Any]:
-    """The part of open_clip's model config that shapes the text tower."""
-    import open_clip
-
-    try:
-        config = open_clip.get_model_config(model)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _no_weights(model, tag, error) from error
-    if config is None:
-        known = open_clip.list_models()
-        raise ValueError(f"unknown open_clip model {model!r}{suggest(model, known)}")
-    return {
-        "embed_dim": config["embed_dim"],
-        "text_cfg": config["text_cfg"],
-        "quick_gelu": config.get("quick_gelu", False) or _trained_with_quick_gelu(model, tag),
-    }
-
-
-def _trained_with_quick_gelu(model: str, tag: str | None) -> bool:
-    """What the tag says of its weights: ViT-B-32's own config has GELU, its openai tag has not."""
-    import open_clip
-
-    return tag is not None and open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", False)
-
-
-def _load_tower(model: str, tag: str | None) -> nn.Module:
-    """The text tower with its pretrained weights, as open_clip's own factory makes it."""
-    import open_clip
-
-    try:
-        loaded: Any = open_clip.create_model(
-            model,
-            pretrained=tag,
-            require_pretrained=True,
-            force_custom_text=True,  # one layout for both of open_clip's model classes
-            force_quick_gelu=_trained_with_quick_gelu(model, tag),
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _no_weights(model, tag, error) from error
-    return loaded.text
-
-
-def _no_weights(model: str, tag: str | None, error: Exception) -> ValueError:
-    of_tag = f" with pretrained={tag!r}" if tag else ""
-    return ValueError(
-        f"cannot load open_clip model {model!r}{of_tag}: {error}. Without a network, put "
-        f"open_clip_config.json and open_clip_model.safetensors into a folder and set "
-        f"model='local-dir:FOLDER'"
-    )
+    encoder._recent.clear()
+    encoder._ahead = None
 
 
 PLUGIN = OpenClipTextEncoder

@@ -1,0 +1,157 @@
+"""Bytes of any sample of a set of shards, with a few of them open at a time."""
+
+import os
+import sys
+from functools import lru_cache
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+from tinydiffusion.datasets._samples import open_shard
+from tinydiffusion.datasets._scan import Skipped
+from tinydiffusion.datasets._shard_copies import ShardCopies, ShardError
+from tinydiffusion.datasets._shard_files import Shard, ShardSet, stamp_of
+from tinydiffusion.datasets._shard_index import ShardIndex, cached_index, read_index
+from tinydiffusion.datasets._shard_manifest import ShardRecord
+
+MAX_OPEN = 128  # files; a process may have 1024, often 256
+SPARE = 8  # shards whose index is kept beyond those of one window
+
+
+class ShardReader:
+    """What lies where in the shards of a set.
+
+    Pickled without what it keeps, for the processes that load.
+
+    Attributes:
+        counts: Samples of each shard that have a picture and a caption.
+        skipped: What cannot be used, as far as headers and manifest tell.
+
+    Args:
+        found: The shards.
+        window: Pictures that are visited in no order, for how many shards to keep at hand.
+        cache_bytes: That copies of remote shards may take.
+
+    Raises:
+        ValueError: a shard cannot be read or is compressed, or `cache_bytes` is too low.
+    """
+
+    def __init__(self, found: ShardSet, window: int, cache_bytes: int) -> None:
+        self._shards = found.shards
+        self._copies = ShardCopies(cache_bytes)
+        self._keep(SPARE)
+        self.skipped = list(found.skipped)
+        self.counts = [self._count(number) for number in range(len(self._shards))]
+        touched = min(len(self._shards), 2 + window * len(self._shards) // max(1, sum(self.counts)))
+        self._check_room(touched, cache_bytes)
+        self._keep(SPARE + touched)
+
+    def index(self, number: int) -> ShardIndex:
+        """The index of a shard; its headers are read where it is in no cache.
+
+        Raises:
+            ShardError: it has other samples than its manifest says.
+        """
+        return self._index(number)
+
+    def read(self, number: int, offset: int, size: int) -> bytes:
+        """So many bytes of a shard.
+
+        Raises:
+            ShardError: it cannot be read, or is no longer as it was.
+        """
+        shard = self._shards[number]
+        try:
+            content = _read_at(self._file(number).file, offset, size)
+        except OSError as error:
+            raise ShardError(f"cannot read shard {shard.place}: {error.strerror}") from error
+        if len(content) < size:
+            raise _changed(shard, "is shorter than it was")
+        return content
+
+    def fingerprints(self) -> dict[str, str]:
+        """Shard -> SHA-256 of the file, or of its index where no manifest has that."""
+        return {
+            shard.name: shard.packed.sha256 if shard.packed else self.index(number).digest()
+            for number, shard in enumerate(self._shards)
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_index", "_file")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._keep(self._kept)
+
+    def _keep(self, kept: int) -> None:
+        """Keep the indices of so many shards at hand, and as many of them open as is modest."""
+        self._kept = kept
+        self._index = lru_cache(kept)(self._read_index)
+        self._file = lru_cache(min(kept, MAX_OPEN))(self._open)
+
+    def _count(self, number: int) -> int:
+        shard = self._shards[number]
+        if shard.packed:
+            return shard.packed.pictures
+        index = self.index(number)
+        self.skipped += index.skipped
+        if shard.record is not None:
+            self.skipped.append(_no_longer_packed(shard, shard.record, len(index.keys)))
+        return len(index.keys)
+
+    def _read_index(self, number: int) -> ShardIndex:
+        shard = self._shards[number]
+        index = cached_index(shard.name, shard.stamp)
+        if index is None:
+            index = read_index(self._file(number).file, shard.name, shard.stamp)
+        if shard.packed and len(index.keys) != shard.packed.pictures:
+            found = f"{len(index.keys)} of {shard.packed.pictures} pictures are left"
+            raise _changed(shard, f"is not as it was packed: {found}")
+        return index
+
+    def _open(self, number: int) -> "_Open":
+        shard = self._shards[number]
+        file = self._copies.open(shard) if shard.is_remote else open_shard(Path(shard.place))
+        opened = _Open(file)
+        if not shard.is_remote and stamp_of(shard.place, os.fstat(file.fileno())) != shard.stamp:
+            raise _changed(shard, "is not the file that it was at the start")
+        return opened
+
+    def _check_room(self, num_shards: int, cache_bytes: int) -> None:
+        sizes = sorted((s.size or 0 for s in self._shards if s.is_remote), reverse=True)
+        if sum(sizes[:num_shards]) > cache_bytes:
+            raise ValueError(
+                f"a window touches up to {num_shards} shards, {sum(sizes[:num_shards]) / 1e9:.2g} "
+                f"GB; copies of them have cache_gb={cache_bytes / 1e9:g}. Raise it or lower window"
+            )
+
+
+class _Open:
+    """An open file, closed with its last reference: another thread may be reading it."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        self.file = file
+
+    def __del__(self) -> None:
+        self.file.close()
+
+
+if sys.platform == "win32":
+
+    def _read_at(file: BufferedReader, offset: int, size: int) -> bytes:
+        file.seek(offset)
+        return file.read(size)
+else:
+
+    def _read_at(file: BufferedReader, offset: int, size: int) -> bytes:
+        # Without a place of its own in the file, which forked processes and threads share.
+        return os.pread(file.fileno(), size, offset)
+
+
+def _no_longer_packed(shard: Shard, record: ShardRecord, left: int) -> Skipped:
+    reason = f"shard not as it was packed: {shard.size} bytes where {record.bytes} were written"
+    return Skipped(shard.name, f"{reason}; {left} of {record.pictures} pictures are left")
+
+
+def _changed(shard: Shard, how: str) -> ShardError:
+    return ShardError(f"shard {shard.place} {how}; mend it, or start again to go without")

@@ -1,0 +1,165 @@
+"""Captioned pictures of tar shards that need not fit into memory, nor on this machine's disk."""
+
+import warnings
+from bisect import bisect_right
+from collections.abc import Mapping
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from tinydiffusion.datasets._packed import describe
+from tinydiffusion.datasets._pictures import PassingFaultError, UnusablePictureError
+from tinydiffusion.datasets._samples import read_sample
+from tinydiffusion.datasets._scan import Skipped, check_caption, load_usable
+from tinydiffusion.datasets._shard_files import find_set
+from tinydiffusion.datasets._shard_reader import ShardReader
+from tinydiffusion.datasets._views import check_view, drawn_square, middle_square
+from tinydiffusion.datasets._window import BoundedShuffle
+from tinydiffusion.protocols import Example
+
+MAX_NAMED = 20  # pictures that a process warns of; further ones are counted
+GB = 1e9
+
+
+class ShardsDataset:
+    """The captioned pictures of tar shards, read when they are visited.
+
+    The layout, the ids and the pixels are those of the data set `tar`. Nothing is held but where
+    the samples of a few shards lie. In training the shards come in an order of their own in every
+    epoch, and within each `window` of pictures these are shuffled (see `_window`): which picture
+    comes when does not depend on the number of processes or on a stop in between.
+
+    Only headers are read at the start, and none where `tinydiffusion pack` has written a manifest.
+    A picture that proves unusable when it is visited is named in a warning, and the next usable
+    one of its shard stands in for it, always the same.
+
+    Args:
+        path: A shard, a folder of shards, a pattern such as "shards/*.tar", or such a thing at any
+            address that fsspec reads: "s3://bucket/set", "https://host/set/{00000..00099}.tar".
+        size: Width and height of every example; smaller pictures are unusable, not blown up.
+        crop: "center", or "random" for a window drawn at each visit.
+        flip: Whether a visit mirrors the picture left to right with probability 1/2.
+        limit: Take the first so many pictures only; None takes all.
+        caption_column: The key that holds the caption in `.json` members.
+        window: Pictures that are shuffled among each other; those of ten shards or so.
+        cache_gb: Gigabytes that copies of remote shards may take on this machine, all together.
+
+    Raises:
+        ValueError: an option out of range, no shards, a compressed or unreadable one, no picture
+            with a caption, or more than half of what the headers list unusable.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | Path,
+        size: int = 32,
+        crop: str = "center",
+        flip: bool = False,
+        limit: int | None = None,
+        caption_column: str = "text",
+        window: int = 10_000,
+        cache_gb: float = 20.0,
+    ) -> None:
+        check_view(size, crop, limit)
+        self.size, self.crop, self.flip = size, crop, flip
+        self.caption_column = caption_column
+        found = find_set(str(path))
+        self._reader = ShardReader(found, window, int(cache_gb * GB))
+        self.skipped = self._reader.skipped
+        counts = _first(self._reader.counts, limit)
+        self._order = BoundedShuffle(counts, window)
+        self._ends = list(accumulate(counts))
+        self._unusable: set[str] = set()  # found so in visits
+        if not len(self) or 2 * len(self.skipped) > len(self) + len(self.skipped):
+            raise ValueError(
+                f"{path}: {len(self)} usable pictures, and {len(self.skipped)} that cannot be "
+                f"used; mend or remove them: {describe(self.skipped)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example with its middle square, not mirrored; shard by shard."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is not in [0, {len(self)})")
+        shard = bisect_right(self._ends, index)
+        member = index - self._ends[shard] + self._order.counts[shard]
+        example = self._usable(shard, member)
+        return {**example, "image": middle_square(example["image"], self.size)}
+
+    def visit(self, order_seed: int, place: int, generator: torch.Generator) -> Example:
+        """The example at `place` of the epoch that `order_seed` shuffles, as training sees it."""
+        example = self._usable(*self._order.locate(order_seed, place))
+        square = drawn_square(example["image"], self.size, self.crop, self.flip, generator)
+        return {**example, "image": square}
+
+    def describe_skipped(self) -> str:
+        """How many pictures were left out for which reason; empty where none was."""
+        return describe(self.skipped)
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """Shard -> its SHA-256 in the manifest; without one, of what its headers say."""
+        return self._reader.fingerprints()
+
+    def _usable(self, shard: int, member: int) -> Example:
+        """The example, before it is cut to a square, or the next usable one of its shard."""
+        count = self._order.counts[shard]
+        keys, name = self._reader.index(shard).keys, self._reader.index(shard).shard
+        reason = ""
+        for number in (*range(member, count), *range(member)):
+            try:
+                example = self._load(shard, number)
+            except PassingFaultError:
+                raise
+            except UnusablePictureError as error:
+                reason = str(error)
+                self._note(Skipped(f"{name}/{keys[number]}", reason))
+                continue
+            if number != member:
+                example["id"] += f" (for {keys[member]})"
+            return example
+        raise ValueError(f"none of {count} pictures of shard {name} can be used: {reason}")
+
+    def _load(self, shard: int, number: int) -> Example:
+        sample = self._reader.index(shard).sample(number)
+        read = partial(self._reader.read, shard)
+        found = read_sample(read, sample, self.caption_column)
+        if isinstance(found, Skipped):
+            raise UnusablePictureError(found.reason)
+        caption, _ = check_caption(found.caption)
+        assert isinstance(found.source, bytes)
+        picture = load_usable(found.source, self.size)
+        return Example(image=_planes(picture.image), caption=caption, id=found.id)
+
+    def _note(self, item: Skipped) -> None:
+        """Count an unusable picture, and name it the first time."""
+        if item.path in self._unusable:
+            return
+        self._unusable.add(item.path)
+        self.skipped.append(item)
+        if len(self._unusable) <= MAX_NAMED:
+            more = "; further ones are counted only" if len(self._unusable) == MAX_NAMED else ""
+            warnings.warn(f"{item.path}: {item.reason}; the next stands in{more}", stacklevel=2)
+
+
+def _first(counts: list[int], limit: int | None) -> list[int]:
+    """The counts of the first `limit` pictures."""
+    if limit is None:
+        return counts
+    ends = accumulate(counts)
+    return [max(0, min(c, limit - end + c)) for c, end in zip(counts, ends, strict=True)]
+
+
+def _planes(image: Any) -> UInt8[Tensor, "C H W"]:
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
+
+
+PLUGIN = ShardsDataset

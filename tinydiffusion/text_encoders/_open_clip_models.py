@@ -1,0 +1,77 @@
+"""What open_clip knows of its models: the shape of a text tower, and its pretrained weights."""
+
+from typing import Any
+
+from torch import nn
+
+from tinydiffusion.registry import suggest
+
+
+def check_architecture(architecture: dict[str, Any]) -> None:
+    """Raise ValueError where a tower reads no CLIP tokens or gives no state for each."""
+    text = architecture["text_cfg"]
+    for key in ("hf_model_name", "hf_tokenizer_name", "embed_cls"):
+        if text.get(key):
+            raise ValueError(
+                f"text_encoder 'open_clip' needs CLIP's tokenizer and one state per token, got an "
+                f"architecture with {key}={text[key]!r}; choose another model, such as 'ViT-B-32'"
+            )
+
+
+def find_architecture(model: str, tag: str | None) -> dict[str, Any]:
+    """The part of open_clip's model config that shapes the text tower.
+
+    Raises:
+        ValueError: no such model, or its folder cannot be read.
+    """
+    import open_clip
+
+    try:
+        config = open_clip.get_model_config(model)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _no_weights(model, tag, error) from error
+    if config is None:
+        known = open_clip.list_models()
+        raise ValueError(f"unknown open_clip model {model!r}{suggest(model, known)}")
+    return {
+        "embed_dim": config["embed_dim"],
+        "text_cfg": config["text_cfg"],
+        "quick_gelu": config.get("quick_gelu", False) or _trained_with_quick_gelu(model, tag),
+    }
+
+
+def _trained_with_quick_gelu(model: str, tag: str | None) -> bool:
+    """What the tag says of its weights: ViT-B-32's own config has GELU, its openai tag has not."""
+    import open_clip
+
+    return tag is not None and open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", False)
+
+
+def load_tower(model: str, tag: str | None) -> nn.Module:
+    """The text tower with its pretrained weights, as open_clip's own factory makes it.
+
+    Raises:
+        ValueError: they cannot be had.
+    """
+    import open_clip
+
+    try:
+        loaded: Any = open_clip.create_model(
+            model,
+            pretrained=tag,
+            require_pretrained=True,
+            force_custom_text=True,  # one layout for both of open_clip's model classes
+            force_quick_gelu=_trained_with_quick_gelu(model, tag),
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _no_weights(model, tag, error) from error
+    return loaded.text
+
+
+def _no_weights(model: str, tag: str | None, error: Exception) -> ValueError:
+    of_tag = f" with pretrained={tag!r}" if tag else ""
+    return ValueError(
+        f"cannot load open_clip model {model!r}{of_tag}: {error}. Without a network, put "
+        f"open_clip_config.json and open_clip_model.safetensors into a folder and set "
+        f"model='local-dir:FOLDER'"
+    )

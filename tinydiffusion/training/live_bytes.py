@@ -1,0 +1,71 @@
+"""How much memory the tensors of a computation take at most, counted rather than measured."""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Inside the `with`, keeps account of tensors of one device that come into being and go.
+
+    The same on every machine. What a kernel allocates for itself and gives back is not seen.
+    Memory is counted once, however many tensors share it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self._events: list[tuple[int, int]] = []  # number of the storage, bytes (freed: negative)
+        self._numbers: dict[int, int] = {}  # address of a living storage -> its number
+        self._alive: dict[int, Any] = {}  # number -> weak reference that tells of the end
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """What the operation returns, its new tensors noted."""
+        del types
+        kwargs = kwargs or {}
+        for tensor in self._tensors((args, kwargs)):
+            self._note(tensor, 0)  # was there before
+        result = func(*args, **kwargs)
+        for tensor in self._tensors(result):
+            self._note(tensor, tensor.untyped_storage().nbytes())
+        return result
+
+    def peak(self, without: Iterable[Tensor] = ()) -> int:
+        """The largest number of bytes at one time, those of some tensors left out."""
+        addresses = (tensor.untyped_storage().data_ptr() for tensor in without)
+        left_out = {self._numbers.get(address) for address in addresses}
+        total = most = 0
+        for number, change in self._events:
+            total += 0 if number in left_out else change
+            most = max(most, total)
+        return most
+
+    def _tensors(self, tree: Any) -> list[Tensor]:
+        leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+        return [leaf for leaf in leaves if leaf.device.type == self.device.type]
+
+    def _note(self, tensor: Tensor, num_bytes: int) -> None:
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr()
+        if address == 0 or address in self._numbers:
+            return
+        number = len(self._alive)
+        self._numbers[address] = number
+        self._events.append((number, num_bytes))
+
+        def end(_: Any) -> None:
+            self._numbers.pop(address, None)
+            self._events.append((number, -num_bytes))
+
+        self._alive[number] = weakref.ref(storage, end)
