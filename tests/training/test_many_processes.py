@@ -13,11 +13,13 @@ import pytest
 import torch
 from many_processes import JOB
 
+import tinydiffusion
 from tinydiffusion.processes import ALONE
 from tinydiffusion.training.checkpoint import load_checkpoint
 
+ROOT = str(Path(tinydiffusion.__file__).parents[1])
 SCRIPT = many_processes.__file__
-MUON = {"muon_modules": ["text_encoder"], "accumulation": 2, "num_pictures": 120}
+MUON = {"muon_modules": ["objective.text_encoder"], "accumulation": 2, "num_pictures": 120}
 
 
 def start(jobs, *, count=1, nodes=1, endpoint="localhost:0", **options):
@@ -26,7 +28,7 @@ def start(jobs, *, count=1, nodes=1, endpoint="localhost:0", **options):
         *("--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint),
         *("--rdzv-id", "test", SCRIPT, json.dumps(jobs)),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
 
@@ -73,11 +75,11 @@ def runs(tmp_path_factory):
         {"run_dir": str(root / "2-muon-fsdp"), **MUON, "strategy": "fsdp"},
         {"run_dir": str(root / "2-nan"), "num_pictures": 60, "nan_at": [1, 30]},
     )
-    together(3, {"run_dir": str(root / "3")}, {"run_dir": str(root / "3-fsdp"), "strategy": "fsdp"})
+    together(3, {"run_dir": str(root / "3")})
     return root
 
 
-@pytest.mark.parametrize("name", ["2", "3", "2-fsdp", "3-fsdp"])
+@pytest.mark.parametrize("name", ["2", "3", "2-fsdp"])
 def test_the_loss_curve_and_the_weights_are_those_of_one_process(runs, name):
     assert len(losses(runs / name)) == 50
     torch.testing.assert_close(losses(runs / name), losses(runs / "1"), atol=1e-5, rtol=0)
@@ -115,7 +117,7 @@ def test_nan_in_one_process_calls_the_step_off_in_all(runs):
 def test_saved_by_two_goes_on_with_one_and_with_three(runs, tmp_path):
     for name in ("to-1", "to-3", "to-2-fsdp"):
         shutil.copytree(runs / "2", tmp_path / name)
-        for late in checkpoints(tmp_path / name)[2:]:
+        for late in checkpoints(tmp_path / name)[4:]:
             shutil.rmtree(late)
     alone(run_dir=tmp_path / "to-1", resume=True)
     together(3, {"run_dir": str(tmp_path / "to-3"), "resume": True})
@@ -123,21 +125,26 @@ def test_saved_by_two_goes_on_with_one_and_with_three(runs, tmp_path):
     together(2, sharded)
     for name in ("to-1", "to-3", "to-2-fsdp"):
         ids = json.loads((tmp_path / name / "told.json").read_text())[0][0]
-        assert len(ids) == (600 - 240) // int(name[3])  # it did go on
+        assert len(ids) == (600 - 480) // int(name[3])  # it did go on
         assert len(losses(tmp_path / name)) == 50
         assert_close(tmp_path / name, runs / "1")
 
 
-@pytest.mark.parametrize(("rank", "position"), [(1, 320), (0, 320)])
-def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(runs, tmp_path, rank, position):
-    die_at = [rank, position - 2 if rank == 0 else position]
-    code, errors = finish(start([{"run_dir": str(tmp_path), "die_at": die_at}], count=2))
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on(runs, tmp_path):
+    code, errors = finish(start([{"run_dir": str(tmp_path), "die_at": [1, 440]}], count=2))
     assert code != 0
     assert "another process of this job has ended or is out of reach" in errors
-    kept = load_checkpoint(checkpoints(tmp_path)[-1]).state["pictures_seen"]
-    assert kept == (312 if rank == 1 else 240)  # the main process saves what is whole
+    last = load_checkpoint(checkpoints(tmp_path)[-1])
+    assert last.state["pictures_seen"] == 432  # the main process saves what is whole
     together(2, {"run_dir": str(tmp_path), "resume": True})
     assert_close(tmp_path, runs / "1")
+
+
+def test_when_the_main_process_is_killed_the_last_checkpoint_stays(tmp_path):
+    code, errors = finish(start([{"run_dir": str(tmp_path), "die_at": [0, 122]}], count=2))
+    assert code != 0
+    assert "another process of this job has ended or is out of reach" in errors
+    assert load_checkpoint(checkpoints(tmp_path)[-1]).state["pictures_seen"] == 120
 
 
 def test_two_machines_find_each_other_and_train_together(runs, tmp_path):
