@@ -210,6 +210,51 @@ def _data(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     )
 
 
+# ---- pack ------------------------------------------------------------------------------------
+
+
+def _pack_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "paths", nargs="*", metavar="PATH",
+        help="SRC DST: a folder of captioned pictures or tar shards, and the folder to make. With "
+        "--config DST alone, with --check the folder or address to look at.",
+    )  # fmt: skip
+    add("--config", metavar="FILE", help="Pack the data set of this run's YAML file.")
+    add("--size", type=count, metavar="N", help="Shorter side in pixels; needed but for --config.")
+    add("--format", default="png", choices=["png", "jpg", "webp"], help="Default %(default)s.")
+    add("--shard-size", type=count, default=1000, metavar="N", help="Pictures; default 1000.")
+    add("--caption-column", metavar="NAME", help="Of the metadata; default text.")
+    add("--workers", type=count, default=2, metavar="N", help="Default 2; alters no byte.")
+    add("--check", action="store_true", help="Pack nothing: verify hashes, counts and headers.")
+
+
+def _pack(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known = parser.parse_args(arguments)
+    named = 1 if known.check or known.config else 2
+    if len(known.paths) != named:
+        wanted = "one folder" if named == 1 else "a source and a folder to make"
+        raise UsageError(f"name {wanted}, got {len(known.paths)} paths")
+    if known.check:
+        from tinydiffusion.commands._pack_check import check
+
+        return check(known.paths[0])
+    if known.config is None and known.size is None:
+        raise UsageError("give --size N, the shorter side of the packed pictures in pixels")
+    section = {} if known.config is None else config.load(known.config).dataset
+    from tinydiffusion.commands.pack import pack, section_of
+
+    own = {"size": known.size, "caption_column": known.caption_column}
+    options = {name: value for name, value in own.items() if value is not None}
+    return pack(
+        {**(section or section_of(Path(known.paths[0]))), **options},
+        Path(known.paths[-1]),
+        picture_format=known.format,
+        shard_size=known.shard_size,
+        workers=known.workers,
+    )
+
+
 # ---- sanity, plugins -------------------------------------------------------------------------
 
 
@@ -252,6 +297,7 @@ COMMANDS: dict[str, Command] = {
     "sample": ("Make pictures from prompts.", _sample_arguments, _sample),
     **cli_evaluation.COMMANDS,
     "data": ("Scan captioned pictures: what loads, what does not, why.", _data_arguments, _data),
+    "pack": ("Make tar shards with a manifest of any data set.", _pack_arguments, _pack),
     "sanity": ("Check in minutes that a setup can learn at all.", _sanity_arguments, _sanity),
     "plugins": ("List the plug-ins and where they come from.", _plugins_arguments, _plugins),
 }

@@ -169,7 +169,7 @@ def test_an_unusable_picture_has_the_same_stand_in_always(shards):
     for id_ in whole:
         shard, _, key = id_.partition("/")
         other = stand_ins.get(key) if shard == "3.tar" else None
-        expected.append(f"3.tar/{other} (for {key})" if other else id_)
+        expected.append(f"3.tar/{other} (for 3.tar/{key})" if other else id_)
     assert order == expected
     with pytest.warns(UserWarning, match="stands in"):
         example = load(shards)[38 + 4]  # another process, another history

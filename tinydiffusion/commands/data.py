@@ -128,7 +128,7 @@ def _builders_of(
 
 def _splits(path: Path) -> list[Path]:
     """The folder's sub-folders where these hold pictures and it does not; else itself."""
-    if not path.is_dir() or _is_shards(path) or is_set(path):
+    if not path.is_dir() or is_shards(path) or is_set(path):
         return [path]
     folders = [sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith(".")]
     splits = [folder for folder in folders if is_set(folder)]
@@ -136,13 +136,14 @@ def _splits(path: Path) -> list[Path]:
     return sorted(splits, key=lambda folder: (folder.name != "train", folder.name)) or [path]
 
 
-def _is_shards(path: Path) -> bool:
+def is_shards(path: Path) -> bool:
+    """Whether a path is read by the data set `tar`, and not by `folder`."""
     return ".tar" in path.name or (path.is_dir() and any(path.glob("*.tar*")))
 
 
 def _section(path: Path, settings: Config | None, options: dict[str, Any]) -> dict[str, Any]:
     """The `dataset` section of a path: the run's where that reads such sets, too."""
-    name = "tar" if _is_shards(path) else "folder"
+    name = "tar" if is_shards(path) else "folder"
     same = settings is not None and settings.dataset["name"] == name
     base = settings.dataset if settings is not None and same else {"name": name}
     return {**base, **_fitting(name, options), "path": str(path)}

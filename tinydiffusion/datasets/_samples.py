@@ -1,5 +1,7 @@
 """Tar shards in the WebDataset layout: their samples by name and place, and their captions."""
 
+import os
+import sys
 from collections.abc import Callable
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path, PurePosixPath
@@ -131,6 +133,20 @@ def read_sample(read: Read, sample: Sample, caption_column: str) -> Found | Skip
         return Found(sample.id, _read(read, sample.parts["picture"], MAX_PICTURE), caption)
     except ValueError as error:
         return Skipped(sample.id, str(error))
+
+
+if sys.platform == "win32":
+
+    def read_at(file: BufferedReader, offset: int, size: int) -> bytes:
+        """So many bytes of an open file."""
+        file.seek(offset)
+        return file.read(size)
+else:
+
+    def read_at(file: BufferedReader, offset: int, size: int) -> bytes:
+        """So many bytes of an open file."""
+        # Without a place of its own in the file, which forked processes and threads share.
+        return os.pread(file.fileno(), size, offset)
 
 
 def _read(read: Read, member: Member, most: int) -> bytes:

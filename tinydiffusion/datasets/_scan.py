@@ -101,7 +101,9 @@ class _Passing(Skipped):
     """Left out now, and to be tried again the next time."""
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
+    """A picture that can be trained on, with its pixels, one channel after the other."""
+
     sample: Sample
     pixels: bytes
 
@@ -136,6 +138,11 @@ def scan(
     finally:
         pool.shutdown(cancel_futures=True)
     return result
+
+
+def prepare(picture: Found | Skipped, size: int, crop: str) -> Prepared | Skipped:
+    """The picture as `scan` prepares it, or why it is left out."""
+    return _prepare(_name(picture), size, crop)
 
 
 def _parts(pictures: Iterable[Found | Skipped], length: int) -> Iterator[list[Found | Skipped]]:
@@ -173,7 +180,7 @@ def _prepare_part(
     named: list[_Named | Skipped], size: int, crop: str, map_: Map
 ) -> tuple[dict[str, Any], bytearray]:
     prepared = list(map_(lambda picture: _prepare(picture, size, crop), named))
-    usable = [item for item in prepared if isinstance(item, _Prepared)]
+    usable = [item for item in prepared if isinstance(item, Prepared)]
     about = {
         "samples": [item.sample for item in usable],
         "skipped": [item for item in prepared if isinstance(item, Skipped)],
@@ -229,7 +236,7 @@ def load_usable(source: Path | bytes, size: int, sha256: str | None = None) -> P
     return picture
 
 
-def _prepare(named: _Named | Skipped, size: int, crop: str) -> _Prepared | Skipped:
+def _prepare(named: _Named | Skipped, size: int, crop: str) -> Prepared | Skipped:
     if isinstance(named, Skipped):
         return named
     found, sha256, notes = named
@@ -246,4 +253,4 @@ def _prepare(named: _Named | Skipped, size: int, crop: str) -> _Prepared | Skipp
     digest = hashlib.sha256(repr(stored).encode() + pixels).hexdigest()
     notes = [*notes, *picture.notes]
     width, height = picture.width, picture.height
-    return _Prepared(Sample(found.id, found.caption, width, height, notes, digest, stored), pixels)
+    return Prepared(Sample(found.id, found.caption, width, height, notes, digest, stored), pixels)

@@ -1,13 +1,12 @@
 """Bytes of any sample of a set of shards, with a few of them open at a time."""
 
 import os
-import sys
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from tinydiffusion.datasets._samples import open_shard
+from tinydiffusion.datasets._samples import open_shard, read_at
 from tinydiffusion.datasets._scan import Skipped
 from tinydiffusion.datasets._shard_copies import ShardCopies, ShardError
 from tinydiffusion.datasets._shard_files import Shard, ShardSet, stamp_of
@@ -62,7 +61,7 @@ class ShardReader:
         """
         shard = self._shards[number]
         try:
-            content = _read_at(self._file(number).file, offset, size)
+            content = read_at(self._file(number).file, offset, size)
         except OSError as error:
             raise ShardError(f"cannot read shard {shard.place}: {error.strerror}") from error
         if len(content) < size:
@@ -134,18 +133,6 @@ class _Open:
 
     def __del__(self) -> None:
         self.file.close()
-
-
-if sys.platform == "win32":
-
-    def _read_at(file: BufferedReader, offset: int, size: int) -> bytes:
-        file.seek(offset)
-        return file.read(size)
-else:
-
-    def _read_at(file: BufferedReader, offset: int, size: int) -> bytes:
-        # Without a place of its own in the file, which forked processes and threads share.
-        return os.pread(file.fileno(), size, offset)
 
 
 def _no_longer_packed(shard: Shard, record: ShardRecord, left: int) -> Skipped:

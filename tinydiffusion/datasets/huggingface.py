@@ -1,12 +1,15 @@
 """Captioned pictures through Hugging Face `datasets`: a hub name, or local files of any kind."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from tinydiffusion.datasets._captions import clean_caption
+from tinydiffusion.datasets._huggingface import (
+    caption_of_cell,
+    import_datasets,
+    source_of_cell,
+    two_columns,
+)
 from tinydiffusion.datasets._packed import Found, PackedDataset
-from tinydiffusion.registry import PluginError, suggest
 
 
 class HuggingFaceDataset(PackedDataset):
@@ -62,55 +65,18 @@ def _load_rows(
     path: str, subset: str | None, split: str, image_column: str, caption_column: str
 ) -> Any:
     """The split's two columns, the pictures as they lie in the file."""
-    try:
-        import datasets
-        from datasets.exceptions import DatasetsError
-    except ImportError as error:
-        raise PluginError(
-            "dataset 'huggingface' needs the package datasets: pip install 'tinydiffusion[data]'"
-        ) from error
+    datasets = import_datasets()
     try:
         rows = datasets.load_dataset(path, subset, split=split)
-    except (FileNotFoundError, DatasetsError) as error:
+    except (FileNotFoundError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"cannot load data set {path!r}: {error}") from error
-    for column in (image_column, caption_column):
-        if column not in rows.column_names:
-            known = rows.column_names
-            raise ValueError(
-                f"{path}[{split}] has no column {column!r}{suggest(column, known)}; "
-                f"its columns are {', '.join(known)}"
-            )
-    _check_holds_pictures(rows.features[image_column], image_column)
-    # Decoded by our own loader, which names what is wrong with a picture.
-    rows = rows.select_columns([image_column, caption_column])
-    return rows.cast_column(image_column, datasets.Image(decode=False))
-
-
-def _check_holds_pictures(feature: Any, column: str) -> None:
-    """Refuse columns of text above all: they would be opened as paths."""
-    import datasets
-
-    is_bytes = isinstance(feature, datasets.Value) and feature.dtype.endswith("binary")
-    if not (is_bytes or isinstance(feature, (datasets.Image, dict))):
-        raise ValueError(f"image_column {column!r} must hold pictures, not {feature}")
+    return two_columns(rows, f"{path}[{split}]", image_column, caption_column)
 
 
 def _pictures(rows: Any, image_column: str, caption_column: str) -> Iterator[Found]:
     for number, row in enumerate(rows):
-        try:
-            caption = clean_caption(row[caption_column])
-        except TypeError as error:
-            raise ValueError(f"row {number}: {caption_column!r} {error}") from error
-        yield Found(f"row-{number}", _source(row[image_column]), caption)
-
-
-def _source(cell: Any) -> Path | bytes | None:
-    """A picture column's cell after `Image(decode=False)`."""
-    if cell is None:
-        return None
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    return None if cell["path"] is None else Path(cell["path"])
+        caption = caption_of_cell(row[caption_column], caption_column, f"row {number}")
+        yield Found(f"row-{number}", source_of_cell(row[image_column]), caption)
 
 
 PLUGIN = HuggingFaceDataset

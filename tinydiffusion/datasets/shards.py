@@ -1,29 +1,24 @@
 """Captioned pictures of tar shards that need not fit into memory, nor on this machine's disk."""
 
-import warnings
 from bisect import bisect_right
 from collections.abc import Mapping
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from tinydiffusion.datasets._packed import describe
-from tinydiffusion.datasets._pictures import PassingFaultError, UnusablePictureError
+from tinydiffusion.datasets._pictures import UnusablePictureError
 from tinydiffusion.datasets._samples import read_sample
-from tinydiffusion.datasets._scan import Skipped, check_caption, load_usable
+from tinydiffusion.datasets._scan import Skipped
 from tinydiffusion.datasets._shard_files import find_set
 from tinydiffusion.datasets._shard_reader import ShardReader
+from tinydiffusion.datasets._stand_ins import StandIns, load_example
 from tinydiffusion.datasets._views import check_view, drawn_square, middle_square
 from tinydiffusion.datasets._window import BoundedShuffle
 from tinydiffusion.protocols import Example
 
-MAX_NAMED = 20  # pictures that a process warns of; further ones are counted
 GB = 1e9
 
 
@@ -76,7 +71,7 @@ class ShardsDataset:
         counts = _first(self._reader.counts, limit)
         self._order = BoundedShuffle(counts, window)
         self._ends = list(accumulate(counts))
-        self._unusable: set[str] = set()  # found so in visits
+        self._stand_ins = StandIns(self.skipped)
         if not len(self) or 2 * len(self.skipped) > len(self) + len(self.skipped):
             raise ValueError(
                 f"{path}: {len(self)} usable pictures, and {len(self.skipped)} that cannot be "
@@ -103,7 +98,7 @@ class ShardsDataset:
 
     def describe_skipped(self) -> str:
         """How many pictures were left out for which reason; empty where none was."""
-        return describe(self.skipped)
+        return self._stand_ins.describe()
 
     def fingerprints(self) -> Mapping[str, str]:
         """Shard -> its SHA-256 in the manifest; without one, of what its headers say."""
@@ -111,22 +106,13 @@ class ShardsDataset:
 
     def _usable(self, shard: int, member: int) -> Example:
         """The example, before it is cut to a square, or the next usable one of its shard."""
-        count = self._order.counts[shard]
-        keys, name = self._reader.index(shard).keys, self._reader.index(shard).shard
-        reason = ""
-        for number in (*range(member, count), *range(member)):
-            try:
-                example = self._load(shard, number)
-            except PassingFaultError:
-                raise
-            except UnusablePictureError as error:
-                reason = str(error)
-                self._note(Skipped(f"{name}/{keys[number]}", reason))
-                continue
-            if number != member:
-                example["id"] += f" (for {keys[member]})"
-            return example
-        raise ValueError(f"none of {count} pictures of shard {name} can be used: {reason}")
+        index = self._reader.index(shard)
+        return self._stand_ins.usable(
+            self._order.counts[shard],
+            member,
+            partial(self._load, shard),
+            lambda number: f"{index.shard}/{index.keys[number]}",
+        )
 
     def _load(self, shard: int, number: int) -> Example:
         sample = self._reader.index(shard).sample(number)
@@ -134,20 +120,8 @@ class ShardsDataset:
         found = read_sample(read, sample, self.caption_column)
         if isinstance(found, Skipped):
             raise UnusablePictureError(found.reason)
-        caption, _ = check_caption(found.caption)
         assert isinstance(found.source, bytes)
-        picture = load_usable(found.source, self.size)
-        return Example(image=_planes(picture.image), caption=caption, id=found.id)
-
-    def _note(self, item: Skipped) -> None:
-        """Count an unusable picture, and name it the first time."""
-        if item.path in self._unusable:
-            return
-        self._unusable.add(item.path)
-        self.skipped.append(item)
-        if len(self._unusable) <= MAX_NAMED:
-            more = "; further ones are counted only" if len(self._unusable) == MAX_NAMED else ""
-            warnings.warn(f"{item.path}: {item.reason}; the next stands in{more}", stacklevel=2)
+        return load_example(found.id, found.source, found.caption, self.size)
 
 
 def _first(counts: list[int], limit: int | None) -> list[int]:
@@ -156,10 +130,6 @@ def _first(counts: list[int], limit: int | None) -> list[int]:
         return counts
     ends = accumulate(counts)
     return [max(0, min(c, limit - end + c)) for c, end in zip(counts, ends, strict=True)]
-
-
-def _planes(image: Any) -> UInt8[Tensor, "C H W"]:
-    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
 
 
 PLUGIN = ShardsDataset

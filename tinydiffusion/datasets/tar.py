@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from io import BufferedReader
 from pathlib import Path
 
 from tinydiffusion.datasets._packed import Found, PackedDataset, Skipped
@@ -11,6 +10,7 @@ from tinydiffusion.datasets._samples import (
     find_shards,
     index_shard,
     open_shard,
+    read_at,
     read_sample,
 )
 
@@ -86,15 +86,10 @@ def _read_samples(
 ) -> Iterator[Found | Skipped]:
     for shard, samples in index.items():
         with open_shard(shard) as file:
-            read = partial(_read_at, file)
+            read = partial(read_at, file)
             for sample in samples:
                 is_sample = isinstance(sample, Sample)
                 yield read_sample(read, sample, caption_column) if is_sample else sample
-
-
-def _read_at(file: BufferedReader, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    return file.read(size)
 
 
 PLUGIN = TarDataset

@@ -1,0 +1,180 @@
+"""Captioned pictures of a Hugging Face data set that is read from its source, never stored."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinydiffusion.datasets._huggingface import import_datasets, source_of_cell, two_columns
+from tinydiffusion.datasets._pictures import PassingFaultError, UnusablePictureError
+from tinydiffusion.datasets._row_stream import Row, RowStream
+from tinydiffusion.datasets._stand_ins import StandIns, load_example
+from tinydiffusion.datasets._views import check_view, drawn_square, middle_square
+from tinydiffusion.datasets._window import BoundedShuffle
+from tinydiffusion.protocols import Example
+
+
+class HuggingFaceStreamDataset:
+    """The captioned pictures of one split, streamed; ids are `part-0/row-0`, ...
+
+    In training the parts of the source come in an order of their own in every epoch, and within
+    each `window` of rows these are shuffled: which picture comes when does not depend on the number
+    of processes or on a stop in between. Every process and worker reads the whole stream, but
+    decodes only what it visits; a resumed run reads up to where it was. Where that takes too long,
+    `tinydiffusion pack` makes shards of the pictures.
+
+    A picture that proves unusable when it is visited is named in a warning, and the next usable
+    one of its window stands in for it, always the same.
+
+    Args:
+        path: What `datasets.load_dataset` takes: a name on the hub, or a local folder.
+        subset: The configuration (subset), where the data set has several.
+        split: Which split, without a slice.
+        revision: The commit, tag or branch on the hub; a commit is the same for ever.
+        image_column: The column that holds the pictures.
+        caption_column: The column that holds a caption, or a list of captions.
+        size: Width and height of every example; smaller pictures are unusable, not blown up.
+        crop: "center", or "random" for a window drawn at each visit.
+        flip: Whether a visit mirrors the picture left to right with probability 1/2.
+        num_examples: Rows of the split, where the data set does not tell.
+        window: Rows that are shuffled among each other, and held in memory undecoded.
+
+    Raises:
+        ValueError: no such data set, split or column, an option out of range, or it is not told
+            how many rows there are.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        subset: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        image_column: str = "image",
+        caption_column: str = "text",
+        size: int = 32,
+        crop: str = "center",
+        flip: bool = False,
+        num_examples: int | None = None,
+        window: int = 1000,
+    ) -> None:
+        check_view(size, crop, None)
+        self.size, self.crop, self.flip = size, crop, flip
+        name = f"{path}[{split}]"
+        builder, rows = _open(path, subset, split, revision)
+        length = _length(rows, name, num_examples)
+        columns = image_column, caption_column
+        rows = two_columns(rows, name, *columns)
+        self._order = BoundedShuffle([length], window)
+        self._visited, self._walked = (
+            RowStream(rows, name, columns, window, length) for _ in range(2)
+        )
+        self._files = (builder.config.data_files or {}).get(split)
+        self._stand_ins = StandIns([])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example with its middle square, not mirrored; fast where indices follow."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is not in [0, {len(self)})")
+        window, member = divmod(index, self._order.window)
+        example = self._usable(self._walked.rows(None, window), member)
+        return {**example, "image": middle_square(example["image"], self.size)}
+
+    def visit(self, order_seed: int, place: int, generator: torch.Generator) -> Example:
+        """The example at `place` of the epoch that `order_seed` shuffles, as training sees it."""
+        window, member = divmod(self._order.locate(order_seed, place)[1], self._order.window)
+        example = self._usable(self._visited.rows(order_seed, window), member)
+        square = drawn_square(example["image"], self.size, self.crop, self.flip, generator)
+        return {**example, "image": square}
+
+    def describe_skipped(self) -> str:
+        """How many of the pictures visited were left out for which reason."""
+        return self._stand_ins.describe()
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """File -> SHA-256 of its size where it lies here, else of its revision on the hub."""
+        if self._files is None:
+            return {}
+        names = [str(file) for file in self._files]
+        start = len(os.path.commonpath([os.path.dirname(name) for name in names]))  # noqa: PTH120
+        return {
+            name[start:].lstrip("/"): _fingerprint(name, origin)
+            for name, origin in zip(names, self._files.origin_metadata, strict=True)
+        }
+
+    def _usable(self, rows: list[Row], member: int) -> Example:
+        return self._stand_ins.usable(
+            len(rows), member, lambda n: self._load(rows[n]), lambda n: rows[n].id
+        )
+
+    def _load(self, row: Row) -> Example:
+        source = _source(row.cell)
+        if source is None:
+            raise UnusablePictureError("missing or not a file")
+        return load_example(row.id, source, row.caption, self.size)
+
+
+def _open(path: str, subset: str | None, split: str, revision: str | None) -> tuple[Any, Any]:
+    """The data set's builder, and the split as a stream."""
+    datasets = import_datasets()
+    try:
+        builder = datasets.load_dataset_builder(path, subset, revision=revision)
+        _free_what_is_read(builder)
+        return builder, builder.as_streaming_dataset(split=split)
+    except (FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"cannot load data set {path!r}: {error}") from error
+
+
+def _free_what_is_read(builder: Any) -> None:
+    """Keep the reader of Parquet from holding all of a file until its end, as it does by itself."""
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    if builder.info.builder_name == "parquet":
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+
+
+def _length(rows: Any, name: str, num_examples: int | None) -> int:
+    """How many rows there are: as the user says, or else the data set's card."""
+    if num_examples is not None:
+        if num_examples < 1:
+            raise ValueError(f"num_examples must be at least 1, got {num_examples}")
+        return num_examples
+    splits = rows.info.splits or {}
+    if rows.split not in splits or not splits[rows.split].num_examples:
+        raise ValueError(
+            f"{name} does not tell how many rows it has, which a stream cannot be asked; set "
+            "num_examples, or use the data set 'huggingface', which stores all"
+        )
+    return splits[rows.split].num_examples
+
+
+def _source(cell: Any) -> Path | bytes | None:
+    """The picture's bytes or file; those inside an archive or on the hub are read now."""
+    source = source_of_cell(cell)
+    if not isinstance(source, Path) or "://" not in cell["path"]:
+        return source
+    import fsspec
+
+    try:
+        with fsspec.open(cell["path"], "rb") as file:
+            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise PassingFaultError(f"unreadable: {error.strerror or error}") from error
+
+
+def _fingerprint(file: str, origin: tuple[str, ...]) -> str:
+    version = [Path(file).stat().st_size] if Path(file).is_file() else origin
+    return hashlib.sha256(json.dumps(version).encode()).hexdigest()
+
+
+PLUGIN = HuggingFaceStreamDataset
