@@ -52,8 +52,8 @@ def test_ddp_holds_all_state_and_buckets_and_a_share_of_the_activations():
     assert of(4).ddp_bytes == 110 + 100 + 200 + 100 + 100 + 800 / 4
 
 
-def test_fsdp_shares_the_state_and_the_main_process_keeps_the_weights():
-    assert of(4).fsdp_bytes == 510 / 4 + 800 / 4 + 110 + 2 * 5
+def test_fsdp_shares_what_is_trained_and_the_main_process_keeps_the_model():
+    assert of(4).fsdp_bytes == 500 / 4 + 10 + 800 / 4 + 110 + 2 * 5
 
 
 def test_a_ring_sends_every_gradient_almost_twice():

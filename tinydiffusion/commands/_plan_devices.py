@@ -32,9 +32,9 @@ def share(
 ) -> DeviceShare:
     """One of `devices` devices, estimated from what one alone takes.
 
-    DDP adds buckets that hold the gradients once more. FSDP2 leaves each device 1/N of weights,
-    gradients, average and optimizer, puts together two blocks at a time, and the main process
-    keeps the whole weights. Activations are those of the device's part of the batch.
+    DDP adds buckets that hold the gradients once more. FSDP2 leaves each device 1/N of trained
+    weights, gradients, average and optimizer, puts together two blocks at a time, and the main
+    process keeps the whole model beside. Activations are those of the device's part of the batch.
 
     Args:
         devices: N.
@@ -47,7 +47,8 @@ def share(
     seconds = times.step_seconds / devices + sent / BANDWIDTH
     run = times._replace(step_seconds=seconds)
     state, activations = memory.total - memory.activations, memory.activations / devices
-    several = devices > 1
+    frozen = memory.weights - memory.gradients  # which FSDP2 leaves whole
+    shared, several = (state - frozen) / devices, devices > 1
     return DeviceShare(
         devices=devices,
         pictures_at_once=times.batch_size / accumulation / devices,
@@ -57,7 +58,7 @@ def share(
         pictures_seen=run.pictures_seen,
         run_seconds=run.total_seconds,
         ddp_bytes=state + activations + several * memory.gradients,
-        fsdp_bytes=state / devices + activations + several * (memory.weights + 2 * block_bytes),
+        fsdp_bytes=shared + frozen + activations + several * (memory.weights + 2 * block_bytes),
         advice=batch_advice(times.batch_size, accumulation, devices),
     )
 
