@@ -15,7 +15,7 @@ import torch
 
 from tinydiffusion import build, cli, protocols, registry
 from tinydiffusion.commands import sanity
-from tinydiffusion.commands._pictures import save_samples
+from tinydiffusion.commands._sample_folder import save_samples
 from tinydiffusion.commands.train import EXIT_CODES, MAY_CHANGE
 from tinydiffusion.datasets._captions import METADATA_NAMES
 from tinydiffusion.datasets.folder import SIDECARS
@@ -83,7 +83,8 @@ def newcomer(tmp_path, monkeypatch):
     examples = [scenes[i] for i in range(len(scenes))]
     for folder, part in (("my/pictures", examples[:24]), ("my/held-out", examples[24:])):
         captions = [{"text": example["caption"]} for example in part]
-        save_samples(tmp_path / folder, [example["image"] for example in part], captions)
+        images = enumerate(example["image"] for example in part)
+        save_samples(tmp_path / folder, images, dict(enumerate(captions)))
     for part in ROOT.iterdir():  # runs/ and what else git ignores must not be found
         if subprocess.run(["git", "check-ignore", "-q", part], cwd=ROOT).returncode:
             (tmp_path / part.name).symlink_to(part)

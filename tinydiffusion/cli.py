@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +17,16 @@ from tinydiffusion.cli_arguments import (
     prompts_of_file,
     sampling_arguments,
     sampling_overrides,
+    shard,
     with_plugin_options,
 )
 from tinydiffusion.errors import RunError
 from tinydiffusion.processes import StoppedTogether
 
+SHARED = ("train", "sample", "evaluate")
+"""Commands whose work the processes of a launcher share."""
+GRACE = 2.0
+"""Seconds: a launcher ends all processes once one has ended, so the one that speaks ends first."""
 USER_MISTAKE = 2
 """Exit code; `errors` has others. A run stopped by SIGINT ends with 130, by SIGTERM with 143."""
 
@@ -41,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, RunError) as error:  # what is not caught here is our mistake
         if "--debug" in arguments:
             raise
-        if not _is_said_elsewhere(error):
+        if _is_said_elsewhere(error):
+            time.sleep(GRACE)
+        else:
             print(f"{_who()}error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code if isinstance(error, RunError) else USER_MISTAKE
     except KeyboardInterrupt:
@@ -77,6 +85,8 @@ def _run(arguments: list[str]) -> int:
         command.add_argument("--debug", action="store_true", help="Show tracebacks.")
         add_arguments(command)
         if arguments[:1] == [name]:
+            if name not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
+                raise UsageError(f"{name} is the work of one process; start it without a launcher")
             return COMMANDS[name][2](command, arguments[1:])
     parser.parse_args(arguments)
     parser.print_help()
@@ -107,8 +117,16 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true",
-        help="Print the settings, parameters and expected time; train nothing.",
+        help="Print the settings and what the run will cost in time, memory and disk, from a few "
+        "steps; train nothing.",
     )  # fmt: skip
+    parser.add_argument(
+        "--devices", type=count, nargs="+", default=[1, 2, 4, 8], metavar="N",
+        help="With --dry-run: tell of N devices like this one too; default 1 2 4 8.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="With --dry-run: write all of it as JSON too."
+    )
 
 
 def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
@@ -123,6 +141,8 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         resume=known.resume,
         allow_change=known.allow_change,
         dry_run=known.dry_run,
+        devices=known.devices,
+        json_file=known.json,
     )
 
 
@@ -139,6 +159,10 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
     add("--batch-size", type=count, default=32, metavar="N", help="Default 32; alters no picture.")
     add("--out", type=Path, default=Path("samples"), metavar="DIR", help="Default samples/.")
+    add(
+        "--shard", type=shard, default=(1, 1), metavar="I/N",
+        help="Make the I-th of N parts only, in a folder of its own in --out; see `merge-samples`.",
+    )  # fmt: skip
     add("--grid", type=Path, metavar="FILE", help="Write all pictures as one PNG too.")
     sampling_arguments(parser)
 
@@ -157,6 +181,7 @@ def _sample(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         seed=known.seed,
         batch_size=known.batch_size,
         out=known.out,
+        shard=known.shard,
         grid=known.grid,
         overrides=sampling_overrides(known),
         sampler_options=options.get("sampler", {}),
@@ -173,6 +198,20 @@ def _prompts(known: argparse.Namespace) -> list[str]:
     if not prompts:
         raise UsageError("no prompt; give one or more after the model, or --prompts FILE")
     return prompts
+
+
+def _merge_samples_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR",
+        help="What --out was for the shards; with several, the pictures go to the first.",
+    )  # fmt: skip
+
+
+def _merge_samples(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known = parser.parse_args(arguments)
+    from tinydiffusion.commands.merge_samples import merge_samples
+
+    return merge_samples(list(dict.fromkeys(known.folders)))
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -295,6 +334,11 @@ def _train_epilog() -> str:
 COMMANDS: dict[str, Command] = {
     "train": ("Train a text-to-image model.", _train_arguments, _train),
     "sample": ("Make pictures from prompts.", _sample_arguments, _sample),
+    "merge-samples": (
+        "Put the shards of sampled pictures together.",
+        _merge_samples_arguments,
+        _merge_samples,
+    ),
     **cli_evaluation.COMMANDS,
     "data": ("Scan captioned pictures: what loads, what does not, why.", _data_arguments, _data),
     "pack": ("Make tar shards with a manifest of any data set.", _pack_arguments, _pack),

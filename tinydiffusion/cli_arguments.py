@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -93,6 +94,15 @@ def count(text: str) -> int:
     if number > MAX_COUNT:
         raise argparse.ArgumentTypeError(f"must be at most {MAX_COUNT}, got {number}")
     return number
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`3/16` as (3, 16)."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    number, total = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= total:
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, such as 1/3, got {text}")
+    return number, total
 
 
 def positive(text: str) -> float:

@@ -1,7 +1,6 @@
 """The commands that measure: evaluate and what is done with its files."""
 
 import argparse
-import re
 from pathlib import Path
 
 from tinydiffusion import registry
@@ -13,6 +12,7 @@ from tinydiffusion.cli_arguments import (
     prompts_of_file,
     sampling_arguments,
     sampling_overrides,
+    shard,
     with_plugin_options,
 )
 
@@ -80,7 +80,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def _at_scale_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "--shard", type=_shard, default=(1, 1), metavar="I/N",
+        "--shard", type=shard, default=(1, 1), metavar="I/N",
         help="Look at every N-th picture only, beginning with the I-th; see `merge`.",
     )  # fmt: skip
     add(
@@ -122,14 +122,6 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
 def _names(parts: list[str]) -> list[str]:
     return [name for part in parts for name in part.split(",") if name]
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    number, total = map(int, match.groups()) if match else (0, 0)
-    if not 1 <= number <= total:
-        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, such as 1/3, got {text}")
-    return number, total
 
 
 # ---- merge, statistics -----------------------------------------------------------------------

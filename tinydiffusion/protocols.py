@@ -80,6 +80,15 @@ class Streaming(Protocol):
 
 
 @runtime_checkable
+class Captioned(Protocol):
+    """A data set that can tell its captions without its pictures."""
+
+    def captions(self) -> Sequence[str]:
+        """Every caption of every example, of lists too."""
+        ...
+
+
+@runtime_checkable
 class Selective(Protocol):
     """A data set that may leave pictures out."""
 

@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from tinydiffusion.build import build_objective
 from tinydiffusion.cli import main
+from tinydiffusion.config import Config, SamplingConfig
+from tinydiffusion.pipeline import TextToImage
 
 TINY = """
 dataset: {name: scenes, size: 16, num_scenes: 32}
@@ -39,6 +43,26 @@ def finished(tiny, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def model(finished) -> str:
     return str(finished / "model")
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory) -> str:
+    """A model folder that makes hundreds of pictures a second; prompt and seed matter."""
+    config = Config(
+        dataset={"name": "scenes", "num_scenes": 8},
+        validation={"split": "held_out"},
+        text_encoder={"name": "clip", "width": 16, "layers": 1, "heads": 2},
+        network={"name": "unet", "channels": [8], "head_dim": 8, "attention_levels": []},
+        sampling=SamplingConfig(steps=1),
+    )
+    objective = build_objective(config, ["a red circle and blue squares"] * 2).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in objective.parameters():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    folder = tmp_path_factory.mktemp("models") / "untrained"
+    network, text_encoder = objective.denoiser.network, objective.text_encoder
+    TextToImage(network, text_encoder, config, (3, 8, 8)).save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture

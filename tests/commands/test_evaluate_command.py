@@ -11,7 +11,7 @@ from tinydiffusion import registry
 from tinydiffusion.build import build_dataset
 from tinydiffusion.cli import main
 from tinydiffusion.commands._measuring import Measurement, measure
-from tinydiffusion.commands._pictures import save_samples
+from tinydiffusion.commands._sample_folder import save_samples
 from tinydiffusion.commands._sources import DatasetPictures, eval_batch, evaluation_prompts
 from tinydiffusion.protocols import SOURCES, Score
 
@@ -40,7 +40,7 @@ def scenes(tmp_path_factory) -> Path:
     examples = [dataset[i] for i in range(16)]
     folder = tmp_path_factory.mktemp("scenes")
     rows = [{"text": example["caption"][0]} for example in examples]
-    save_samples(folder, [example["image"] for example in examples], rows)
+    save_samples(folder, enumerate(e["image"] for e in examples), dict(enumerate(rows)))
     return folder
 
 
@@ -49,7 +49,8 @@ def noise(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("noise")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (16, 3, 32, 32), generator=generator).to(torch.uint8)
-    save_samples(folder, images, [{"text": "a red circle on a white background"}] * 16)
+    row = {"text": "a red circle on a white background"}
+    save_samples(folder, enumerate(images), dict.fromkeys(range(16), row))
     return folder
 
 
@@ -135,7 +136,7 @@ def test_samples_of_a_model_score_as_the_model(model, evaluate, tmp_path):
     reference = tmp_path / "reference"
     examples = [folder[i] for i in range(8)]
     rows = [{"text": example["caption"]} for example in examples]
-    save_samples(reference, [example["image"] for example in examples], rows)
+    save_samples(reference, enumerate(e["image"] for e in examples), dict(enumerate(rows)))
     out = str(tmp_path / "samples")
     assert main(["sample", model, "--prompts", str(prompts), "--out", out]) == 0
     flags = ["--metrics", "pixel_fd", "--num-images", "8"]

@@ -16,8 +16,8 @@ from tinydiffusion import registry
 from tinydiffusion.build import build_dataset
 from tinydiffusion.cli import main
 from tinydiffusion.commands._measuring import Measurement, measure
-from tinydiffusion.commands._pictures import save_samples
 from tinydiffusion.commands._rows import print_table, report_row, write_report
+from tinydiffusion.commands._sample_folder import save_samples
 from tinydiffusion.commands._sources import DatasetPictures, eval_batch
 from tinydiffusion.model_folder.layout import INDEX
 from tinydiffusion.pipeline import TextToImage
@@ -45,7 +45,7 @@ def write_scenes(folder: Path, sizes: list[int]) -> Path:
     scenes = [build_dataset({"name": "scenes", "size": size, "num_scenes": 32}) for size in sizes]
     examples = [scene[i] for i, scene in enumerate(scenes)]
     rows = [{"text": example["caption"][0], "sampler": "none"} for example in examples]
-    save_samples(folder, [example["image"] for example in examples], rows)
+    save_samples(folder, enumerate(e["image"] for e in examples), dict(enumerate(rows)))
     return folder
 
 

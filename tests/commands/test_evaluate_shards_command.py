@@ -111,7 +111,7 @@ def test_shards_that_do_not_belong_together_are_refused(folders, tmp_path, mista
     copy = tmp_path / "copy.state"
     copy.write_bytes(Path(first).read_bytes())
     line = mistake("merge", first, str(copy), *out)
-    assert line == f"both {first} and {copy} are shard 1/3: every picture is measured once"
+    assert line == f"both {first} and {copy} are shard 1/3: every picture counts once"
     other = tmp_path / "other"
     other.mkdir()
     assert main(shard(folders, 3, 3, other, "--kid.seed", "1")) == 0

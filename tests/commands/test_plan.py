@@ -140,7 +140,7 @@ def test_bytes_on_disk_are_those_of_the_run(finished, the_plan):
 @pytest.mark.parametrize("modules", ["[text_encoder]", "[denoiser, text_encoder]"])
 def test_a_checkpoint_of_another_optimizer_is_counted_too(tiny, tmp_path, modules):
     trainer = make(tiny, tmp_path / "run", "--training.muon_modules", modules).trainer
-    trainer.learner.step([trainer.batches.batch_at(0)], 0, 0.0)
+    trainer.learner.step([trainer.batches.batch_at(0)], 0.0)
     state = trainer.learner.checkpoint({"identity": trainer.identity})
     written = trainer.checkpoints.save(state, pictures_seen=0)
     assert checkpoint_bytes(trainer) == pytest.approx(folder_bytes(written), rel=0.05)

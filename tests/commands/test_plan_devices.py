@@ -6,7 +6,6 @@ from torch import nn
 
 from tinydiffusion.commands._plan_devices import (
     BANDWIDTH,
-    batch_advice,
     largest_block,
     share,
 )
@@ -15,6 +14,7 @@ from tinydiffusion.commands._plan_step import Memory
 from tinydiffusion.commands._plan_time import Call, Timetable
 from tinydiffusion.models.unet import UNet
 from tinydiffusion.training.data_order import Batches
+from tinydiffusion.training.micro_batches import advice
 from tinydiffusion.training.trainer import Trainer
 
 MEMORY = Memory(weights=110, gradients=100, optimizer=200, ema=100, activations=800, measured=2000)
@@ -48,12 +48,12 @@ def test_one_device_is_as_it_is():
     assert alone.run_seconds == timetable().total_seconds == 10 + 2 * 3 + 7
 
 
-def test_ddp_holds_all_state_and_buckets_and_a_share_of_the_activations():
-    assert of(4).ddp_bytes == 110 + 100 + 200 + 100 + 100 + 800 / 4
+def test_ddp_holds_all_state_and_a_share_of_the_activations():
+    assert of(4).ddp_bytes == 110 + 100 + 200 + 100 + 800 / 4
 
 
-def test_fsdp_shares_the_state_and_the_main_process_keeps_the_weights():
-    assert of(4).fsdp_bytes == 510 / 4 + 800 / 4 + 110 + 2 * 5
+def test_fsdp_shares_what_is_trained_and_the_main_process_keeps_the_model():
+    assert of(4).fsdp_bytes == 500 / 4 + 10 + 800 / 4 + 110 + 2 * 5
 
 
 def test_a_ring_sends_every_gradient_almost_twice():
@@ -74,21 +74,28 @@ def test_where_time_is_limited_more_devices_see_more():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "accumulation", "devices", "advice"),
+    ("batch_size", "accumulation", "devices", "told"),
     [
         (64, 1, 8, ""),
         (64, 4, 16, ""),
         (64, 1, 3, "set training.batch_size to 63 or 66"),
         (2, 1, 4, "set training.batch_size to 4"),
-        (64, 8, 16, "set training.accumulation to 4"),
-        (96, 32, 4, "set training.accumulation to 24"),
-        (60, 5, 8, "set training.batch_size to 40 or 80"),
+        (64, 8, 16, ""),
+        (96, 32, 5, "set training.batch_size to 70 or 105"),
+        (60, 5, 8, "set training.batch_size to 56 or 64"),
     ],
 )
-def test_a_batch_that_cannot_be_shared_has_advice(batch_size, accumulation, devices, advice):
-    assert batch_advice(batch_size, accumulation, devices) == advice
+def test_a_batch_that_cannot_be_shared_has_advice(batch_size, accumulation, devices, told):
+    assert advice(batch_size, accumulation, devices) == told
     pictures = of(devices, timetable(batch_size=batch_size), accumulation).pictures_at_once
-    assert pictures.is_integer() == (advice == "")
+    assert pictures.is_integer() == (told == "")
+    assert pictures <= batch_size / accumulation
+
+
+def test_processes_take_over_the_parts_that_save_memory():
+    """Four parts of 16 on one device: of 64 pictures never more than 16 at a time on any."""
+    memory = [of(n, timetable(batch_size=64), 4).ddp_bytes for n in (1, 2, 4, 8)]
+    assert memory == [1310, 1310, 1310, 1310 - 400]
 
 
 def test_the_largest_block_is_a_member_of_a_module_list():
@@ -117,7 +124,7 @@ class Scale(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
 
-    def loss(self, batch, generator):
+    def loss(self, batch, generators):
         return (self.scale * batch["image"].float()).mean(), {}
 
 

@@ -1,5 +1,6 @@
 """Streams equal the stored data set, in an order of nothing but seed and place, and name faults."""
 
+import gc
 import json
 import os
 import pickle
@@ -225,17 +226,19 @@ def test_workers_of_a_loader_see_the_same(parts, context):
 # ---- memory ----------------------------------------------------------------------------------
 
 
-def test_memory_is_that_of_a_window(tmp_path):
-    """Of a file of 20 MB, 2.5 MB are held undecoded, and about as much by the reader."""
-    blobs = [os.urandom(50_000) for _ in range(50)]
-    rows = datasets.Dataset.from_dict({"image": blobs * 8, "text": ["x"] * 400})
-    rows.to_parquet(tmp_path / "train.parquet", batch_size=50)
-    stream = load(tmp_path, num_examples=400, window=50)._visited
+def test_memory_is_that_of_a_window_and_one_file(tmp_path):
+    """Of 16 files of 2.5 MB a window holds 1.25 MB, and the reader of Parquet one file or two."""
+    blobs = [os.urandom(25_000) for _ in range(100)]
+    for part in range(16):
+        write_part(tmp_path, part, image=blobs, text=["x"] * 100)
+    stream = load(tmp_path, num_examples=1600, window=50)._visited
+    gc.collect()  # of what other tests have left open
     before, most = pyarrow.total_allocated_bytes(), 0
-    for number in range(8):
+    for number in range(32):
         assert len(stream.rows(1, number)) == 50
         most = max(most, pyarrow.total_allocated_bytes() - before)
-    assert 0 < most < 8e6
+    assert 0 < most < 10e6
+    assert len(stream._rows) == 50
 
 
 # ---- faults ----------------------------------------------------------------------------------

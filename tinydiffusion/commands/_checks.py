@@ -8,7 +8,7 @@ from torch import nn
 
 from tinydiffusion.build import build_schedule, captions_of, check_plugins
 from tinydiffusion.commands._sources import eval_batch
-from tinydiffusion.config import Config, ConfigError, TrainingConfig
+from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.protocols import SOURCES, Batch, Dataset, Evaluator, Objective
 
@@ -46,26 +46,6 @@ def check_config(config: Config) -> None:
     schedule = build_schedule(config)
     Denoiser(nn.Identity(), schedule, prediction_type=config.diffusion.prediction_type)
     schedule.sampling_sigmas(config.sampling.steps, config.sampling.spacing)
-
-
-def parts_of_batch(training: TrainingConfig, num_processes: int) -> int:
-    """How many parts, one after the other, each process cuts its share of a batch into.
-
-    As many pictures at a time as `accumulation` lets one process have, whatever their number.
-
-    Raises:
-        ConfigError: the batch does not come out even.
-    """
-    parts = -(-training.accumulation // num_processes)
-    if training.batch_size % (parts * num_processes):
-        step = parts * num_processes
-        fewer = training.batch_size // step * step
-        near = [str(size) for size in (fewer, fewer + step) if size]
-        raise ConfigError(
-            f"training.batch_size {training.batch_size} cannot be cut into {num_processes} x "
-            f"{parts} equal parts (processes x accumulation); take {' or '.join(near)}"
-        )
-    return parts
 
 
 def check_fits(

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from tinydiffusion.commands._shards import MANIFEST
 from tinydiffusion.commands._sources import eval_batch
 from tinydiffusion.config import ConfigError
 from tinydiffusion.datasets._captions import METADATA_NAMES, read_caption, read_metadata
@@ -188,6 +189,10 @@ def _find(folder: Path) -> tuple[dict[str, str], int]:
     names = {name for name in _names(folder) if is_picture_name(name)}
     if not names:
         raise ConfigError(f"{folder} holds no pictures")
+    if next(folder.glob(f"*/{MANIFEST}"), None) is not None:
+        raise ConfigError(
+            f"{folder} holds shards of samples; put them together with merge-samples first"
+        )
     for metadata in METADATA_NAMES:
         if (folder / metadata).is_file():
             captions = _listed(folder / metadata)

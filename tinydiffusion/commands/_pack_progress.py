@@ -132,6 +132,11 @@ class Packer:
             self.progress.add(step)
             self._writer, self.skipped = None, []
 
+    def close(self) -> None:
+        """Leave the shard that is begun as it is; the next call begins it anew."""
+        if self._writer is not None:
+            self._writer.close()
+
 
 def finished(out: Path, settings: dict[str, Any]) -> Manifest | None:
     """The manifest of an earlier call that came to its end.

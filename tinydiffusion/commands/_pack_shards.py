@@ -104,6 +104,10 @@ class ShardWriter:
             sync_folder(self.path.parent)
         return ShardRecord(self.path.name, self.pictures, self._bytes, self._digest.hexdigest())
 
+    def close(self) -> None:
+        """Give up."""
+        self._file.close()
+
     def _add_member(self, name: str, content: bytes) -> None:
         member = tarfile.TarInfo(name)  # owner, group and time are zero
         member.size = len(content)

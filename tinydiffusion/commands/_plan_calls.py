@@ -48,7 +48,7 @@ def measure_calls(
         if evaluation.metrics:
             images = evaluation.num_images
             seconds = images * picture + measuring.seconds(images)
-            note = f"{images} pictures, {len(evaluation.metrics)} metrics; not their last sums"
+            note = f"{images} pictures; without the last sums of the metrics"
             after["evaluation"] = Quantity(seconds, "seconds", "estimated", note)
     return [call for call in calls if call is not None], after
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from tinydiffusion.commands._plan_step import Memory, num_bytes
 from tinydiffusion.commands._plan_time import Timetable
+from tinydiffusion.training.micro_batches import advice, parts_of_batch
 
 BANDWIDTH = 10e9  # bytes/s that a device can send, for want of a measurement
 ALL_REDUCE = 2
@@ -32,9 +33,9 @@ def share(
 ) -> DeviceShare:
     """One of `devices` devices, estimated from what one alone takes.
 
-    DDP adds buckets that hold the gradients once more. FSDP2 leaves each device 1/N of weights,
-    gradients, average and optimizer, puts together two blocks at a time, and the main process
-    keeps the whole weights. Activations are those of the device's part of the batch.
+    DDP leaves each device all of it. FSDP2 leaves each device 1/N of trained
+    weights, gradients, average and optimizer, puts together two blocks at a time, and the main
+    process keeps the whole model beside. Activations are those of the device's part of the batch.
 
     Args:
         devices: N.
@@ -46,33 +47,24 @@ def share(
     sent = ALL_REDUCE * (devices - 1) / devices * memory.gradients
     seconds = times.step_seconds / devices + sent / BANDWIDTH
     run = times._replace(step_seconds=seconds)
-    state, activations = memory.total - memory.activations, memory.activations / devices
-    several = devices > 1
+    parts = parts_of_batch(accumulation, devices)
+    at_once = times.batch_size / parts / devices
+    activations = memory.activations * at_once / (times.batch_size / accumulation)
+    state = memory.total - memory.activations
+    frozen = memory.weights - memory.gradients  # which FSDP2 leaves whole
+    shared, several = (state - frozen) / devices, devices > 1
     return DeviceShare(
         devices=devices,
-        pictures_at_once=times.batch_size / accumulation / devices,
+        pictures_at_once=at_once,
         sent_bytes=sent,
         compute_seconds=times.step_seconds / devices,
         step_seconds=seconds,
         pictures_seen=run.pictures_seen,
         run_seconds=run.total_seconds,
-        ddp_bytes=state + activations + several * memory.gradients,
-        fsdp_bytes=state / devices + activations + several * (memory.weights + 2 * block_bytes),
-        advice=batch_advice(times.batch_size, accumulation, devices),
+        ddp_bytes=state + activations,
+        fsdp_bytes=shared + frozen + activations + several * (memory.weights + 2 * block_bytes),
+        advice=advice(times.batch_size, accumulation, devices),
     )
-
-
-def batch_advice(batch_size: int, accumulation: int, devices: int) -> str:
-    """What to change where the batch cannot be shared equally; empty where it can."""
-    part = accumulation * devices
-    if batch_size % part == 0:
-        return ""
-    fewer = [n for n in range(1, accumulation) if batch_size % (n * devices) == 0]
-    if fewer:
-        return f"set training.accumulation to {fewer[-1]}"
-    below = batch_size // part * part
-    near = " or ".join(str(size) for size in (below, below + part) if size)
-    return f"set training.batch_size to {near}"
 
 
 def largest_block(module: nn.Module) -> int:

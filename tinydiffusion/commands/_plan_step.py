@@ -60,7 +60,7 @@ def measure_steps(trainer: Trainer, components: Mapping[str, nn.Module]) -> Step
 
     def step() -> None:
         micro_batches = [next(batches) for _ in range(trainer.accumulation)]
-        learner.step(micro_batches, 0, 0.0)
+        learner.step(micro_batches, 0.0)
 
     with closing(batches):
         step()  # makes the optimizer's state, and whatever else the first one makes

@@ -1,7 +1,9 @@
 """Samples of a model in a folder, made as they come; what is there already is not made again."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,36 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from tinydiffusion.commands._pictures import MAX_SAMPLES, kept_samples, save_samples
+from tinydiffusion.commands._sample_folder import (
+    MAX_SAMPLES,
+    kept_samples,
+    naming_disk_errors,
+    save_samples,
+)
+from tinydiffusion.commands._shards import ALONE, MANIFEST, WHOLE, Shard, check_same, share
+from tinydiffusion.commands._sources import prompts_sha256
 from tinydiffusion.config import SamplingConfig
+from tinydiffusion.durable import replace_file
 from tinydiffusion.model_folder.layout import INDEX
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.processes import Processes
+
+SCHEMA = "tinydiffusion.sample-shard/1"
+
+Numbered = tuple[int, UInt8[Tensor, "C H W"]]
 
 
 def model_sha256(folder: Path) -> str:
     """Sha256 of `model_index.json`, which holds those of the weights."""
     return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
+
+
+def shard_folder(folder: Path, shard: Shard) -> Path:
+    """Where a shard of the samples in a folder lies; the whole lies in the folder itself."""
+    if shard == WHOLE:
+        return folder
+    number, count = shard
+    return folder / f"shard-{number:0{len(str(count))}}-of-{count}"
 
 
 def make_samples(
@@ -33,44 +56,59 @@ def make_samples(
     console: Console,
     negative_prompt: str = "",
     sampler_options: dict[str, Any] | None = None,
+    shard: Shard = WHOLE,
+    processes: Processes = ALONE,
 ) -> None:
     """Write a picture of every prompt, picture i with seed + i, and how each was made.
 
-    The same call after an interruption goes on: pictures are kept that are whole and were made
-    from the same model, prompt, seed and settings.
+    The same call after an interruption goes on, with any number of processes: pictures are kept
+    that are whole and were made from the same model, prompt, seed and settings. Collective.
 
     Args:
-        folder: See `save_samples`.
+        folder: See `save_samples`; a shard has a folder of its own in it.
         pipeline: The model.
-        prompts: One per picture.
+        prompts: One per picture, those of all shards.
         model: See `model_sha256`.
         seed: Of picture 0.
-        batch_size: Pictures made together.
+        batch_size: Pictures made together by a process.
         sampling: Sampler, steps, guidance.
         console: What was kept, and what looks wrong, is said there.
         negative_prompt: What guidance moves away from.
         sampler_options: The sampler's own options.
+        shard: Which part of the pictures to make.
+        processes: Those that share them.
 
     Raises:
         ValueError: a setting is out of its range, or the folder holds something else; before
             anything is computed or deleted.
     """
-    check_count(len(prompts))
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "negative_prompt": negative_prompt,
         "sampling": sampling,
         "sampler_options": sampler_options or {},
     }
-    pipeline.generate_batches(prompts, seed=seed, **options)  # wrong settings raise here
-    how = {"model_sha256": model, **_how(pipeline, **options)}
-    rows = [{"text": prompt, "seed": seed + i, **how} for i, prompt in enumerate(prompts)]
-    kept = kept_samples(folder, rows)
+    with processes.together():
+        check_count(len(prompts))
+        pipeline.generate_batches(prompts, seed=seed, **options)  # wrong settings raise here
+        how = {"model_sha256": model, **_how(pipeline, **options)}
+    whole = {"pictures": len(prompts), "prompts_sha256": prompts_sha256(prompts), "seed": seed}
+    check_same({**whole, "how": how}, processes)
+    folder, numbers = shard_folder(folder, shard), share(range(len(prompts)), shard)
+    rows = {i: {"text": prompts[i], "seed": seed + i, **how} for i in numbers}
+    kept = processes.on_main(lambda: kept_samples(folder, rows))
     if kept:
-        console.print(f"{len(kept)} of {len(prompts)} pictures are there already")
-    images = _missing(pipeline, prompts, seed, kept, console, options)
-    save_samples(folder, _watched(images, console), rows, kept)
-    console.print(f"{len(prompts)} pictures in {folder}/")
+        console.print(f"{len(kept)} of {len(rows)} pictures are there already")
+    mine = share([i for i in numbers if i not in kept], (processes.rank + 1, processes.count))
+    flat: list[int] = []
+    images = _noting_flat(_made(pipeline, prompts, seed, mine, console, options), flat)
+    save_samples(folder, images, rows, kept, processes)
+    if shard != WHOLE:
+        about = {"schema": SCHEMA, "shard": shard, "whole": {**whole, "how": how}}
+        processes.on_main(lambda: _write_manifest(folder, about))
+    if number := sum(map(len, processes.gather(flat))):
+        console.print(f"warning: {number} pictures are of one colour; has the model been trained?")
+    console.print(f"{len(rows)} pictures in {folder}/")
 
 
 def check_count(count: int) -> None:
@@ -105,31 +143,39 @@ def _how(
     }
 
 
-def _missing(
+def _made(
     pipeline: TextToImage,
     prompts: Sequence[str],
     seed: int,
-    kept: Collection[int],
+    wanted: Sequence[int],
     console: Console,
     options: dict[str, Any],
-) -> Iterator[UInt8[Tensor, "C H W"]]:
-    """The pictures that are not kept, in the batches of an unbroken run."""
+) -> Iterator[Numbered]:
+    """The wanted pictures with their numbers, in the batches of an unbroken run.
+
+    A picture of a GPU is the same to the bit in the same batch only, so that batches of which
+    some is not wanted are made whole. On a CPU it is the same in any batch, see `FixedRows`.
+    """
     size = options["batch_size"]
-    firsts = range(0, len(prompts), size)
-    for first in track(firsts, "sampling", console=console, disable=not console.is_terminal):
-        numbers = range(first, min(first + size, len(prompts)))
-        if missing := [i for i in numbers if i not in kept]:
-            images = pipeline.generate(prompts[first : numbers.stop], seed=seed + first, **options)
-            yield from (images[i - first] for i in missing)
+    batches = [list(numbers) for _, numbers in groupby(wanted, lambda i: i // size)]
+    silent = console.quiet or not console.is_terminal
+    for numbers in track(batches, "sampling", console=console, disable=silent):
+        first, stop = numbers[0], numbers[-1] + 1
+        if pipeline.device.type != "cpu":
+            first -= first % size
+            stop = min(first + size, len(prompts))
+        images = pipeline.generate(prompts[first:stop], seed=seed + first, **options)
+        yield from ((i, images[i - first]) for i in numbers)
 
 
-def _watched(
-    images: Iterator[UInt8[Tensor, "C H W"]], console: Console
-) -> Iterator[UInt8[Tensor, "C H W"]]:
-    """The same pictures, those of one colour being counted."""
-    flat = 0
-    for image in images:
-        flat += bool((image == image[:, :1, :1]).all())
-        yield image
-    if flat:
-        console.print(f"warning: {flat} pictures are of one colour; has the model been trained?")
+def _noting_flat(images: Iterable[Numbered], flat: list[int]) -> Iterator[Numbered]:
+    """The same pictures; the numbers of those of one colour are noted."""
+    for i, image in images:
+        if (image == image[:, :1, :1]).all():
+            flat.append(i)
+        yield i, image
+
+
+def _write_manifest(folder: Path, about: dict[str, Any]) -> None:
+    with naming_disk_errors(folder):
+        replace_file(folder / MANIFEST, json.dumps(about).encode())

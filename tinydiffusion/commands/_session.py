@@ -9,17 +9,15 @@ from rich.progress import Progress
 
 from tinydiffusion.commands._measuring import Measurement
 from tinydiffusion.commands._reference_cache import keep_states, take_states
+from tinydiffusion.commands._shards import Shard, difference
 from tinydiffusion.commands._sources import Pictures
 from tinydiffusion.commands._state_file import (
     StateFile,
-    difference,
     progress_of,
     read_state,
     resume,
     save_state,
 )
-
-Shard = tuple[int, int]  # which, from 1, of how many
 
 
 class Saving(NamedTuple):
@@ -62,7 +60,7 @@ def run_session(
     """
     state = StateFile(context, shard)
     if saving is not None and saving.file.exists():
-        state = _earlier(saving.file, context, shard)
+        state = earlier_state(saving.file, context, shard)
         resume(measurement, state)
         looked_at = sum(measurement.done.values())
         console.print(f"{looked_at} pictures have been looked at already, by {saving.file}")
@@ -102,7 +100,12 @@ def _look_at(
                 _save(saving.file, state, measurement)
 
 
-def _earlier(file: Path, context: dict[str, Any], shard: Shard) -> StateFile:
+def earlier_state(file: Path, context: dict[str, Any], shard: Shard) -> StateFile:
+    """What an earlier call has saved.
+
+    Raises:
+        ValueError: the file is damaged, or of another evaluation.
+    """
     state = read_state(file)
     differs = difference(context, state.context)
     if differs is None and state.shard != shard:

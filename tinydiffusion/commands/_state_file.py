@@ -1,7 +1,7 @@
 """A measurement on disk: to go on after a crash, and to put shards together."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tinydiffusion.commands._measuring import Measurement
+from tinydiffusion.commands._shards import WHOLE, Part, Shard, in_order
 from tinydiffusion.durable import replace_file
 from tinydiffusion.protocols import EvaluatorState
 
 SCHEMA = "tinydiffusion.eval-state/1"
-NAMES = ("target", "data", "train", "path", "prompts")
-"""Keys of a context whose values may differ: contents decide, and stand there as hashes."""
 States = dict[str, EvaluatorState]
 
 
@@ -35,7 +34,7 @@ class StateFile:
     """
 
     context: dict[str, Any]
-    shard: tuple[int, int] = (1, 1)
+    shard: Shard = WHOLE
     states: States = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
@@ -83,20 +82,6 @@ def read_state(file: Path) -> StateFile:
     )  # fmt: skip
 
 
-def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """The first thing that decides the numbers and differs, such as `seed: 0, not 1`."""
-    for key in dict.fromkeys([*one, *other]):
-        a, b = one.get(key), other.get(key)
-        if a == b or key in NAMES:
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            if inside := difference(a, b):
-                return f"{key}.{inside}"
-            continue
-        return f"{key}: {a!s:.80}, not {b!s:.80}"
-    return None
-
-
 def progress_of(measurement: Measurement) -> dict[str, Any]:
     """What the measurement knows besides the states, JSON-able."""
     return {
@@ -124,27 +109,17 @@ def merged(files: Sequence[Path]) -> StateFile:
     Raises:
         ValueError: one is damaged, unfinished or of another evaluation, comes twice or is missing.
     """
-    states = {file: read_state(file) for file in files}
-    first_file, first = next(iter(states.items()))
-    seen: dict[int, Path] = {}
-    for file, state in states.items():
-        if differs := difference(state.context, first.context):
-            raise ValueError(f"{file} is of another evaluation than {first_file}: {differs}")
-        if state.shard[1] != first.shard[1]:
-            counts = f"{state.shard[1]} shards, not {first.shard[1]}"
-            raise ValueError(f"{file} is of another evaluation than {first_file}: {counts}")
-        if not state.complete:
+    states: dict[Path, StateFile] = {}
+    for file in dict.fromkeys(files):
+        states[file] = read_state(file)
+        if not states[file].complete:
             raise ValueError(f"{file} is not finished: run its command again, it goes on")
-        if (number := state.shard[0]) in seen:
-            both = f"both {seen[number]} and {file} are shard {number}/{first.shard[1]}"
-            raise ValueError(f"{both}: every picture is measured once")
-        seen[number] = file
-    if missing := [str(n) for n in range(1, first.shard[1] + 1) if n not in seen]:
-        raise ValueError(f"shards missing: {', '.join(missing)} of {first.shard[1]}")
-    return _merge([states[seen[number]] for number in sorted(seen)])
+    parts = {file: Part(state.context, state.shard) for file, state in states.items()}
+    return merge_parts([states[file] for file in in_order(parts, "evaluation")])
 
 
-def _merge(parts: Sequence[StateFile]) -> StateFile:
+def merge_parts(parts: Sequence[StateFile]) -> StateFile:
+    """The whole of these parts, in their order."""
     whole = StateFile(parts[0].context, complete=True)
     whole.progress = {"done": {}, "given": {}, "failures": {}, "facts": {}}
     for part in parts:

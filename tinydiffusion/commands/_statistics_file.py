@@ -53,13 +53,20 @@ class StatisticsFile:
         pictures = (self.meta or {}).get("pictures", {})
         return {"path": str(self.path), "sha256": self.sha256, "assumed": self.assumed, **pictures}
 
-    def give(self, measurement: Measurement) -> None:
-        """Have every evaluator know its reference; one that does not fit has an error row."""
+    def give(self, measurement: Measurement, *, load: bool = True) -> None:
+        """Have every evaluator know its reference; one that does not fit has an error row.
+
+        Args:
+            measurement: Of the evaluators.
+            load: Whether to load it; of the parts of one evaluation, one does.
+        """
         for name in measurement.wanting("reference"):
             with measurement.isolated(name):
                 evaluator = measurement.evaluators[name]
                 fitting = self._foreign if self.meta is None else self._own
-                evaluator.load_state({**evaluator.state(), **fitting(name, evaluator)})
+                known = fitting(name, evaluator)
+                if load:
+                    evaluator.load_state({**evaluator.state(), **known})
                 measurement.given["reference"].add(name)
                 facts = {"reference_statistics": self.sha256}
                 if self.assumed:

@@ -13,6 +13,7 @@ from tinydiffusion.commands._evaluation import reference_pictures
 from tinydiffusion.commands._folder import FolderPictures
 from tinydiffusion.commands._measuring import Measurement
 from tinydiffusion.commands._sampling import make_samples, model_sha256
+from tinydiffusion.commands._shards import WHOLE, Shard
 from tinydiffusion.commands._sources import (
     DatasetPictures,
     ModelPictures,
@@ -24,6 +25,7 @@ from tinydiffusion.commands._statistics_file import StatisticsFile
 from tinydiffusion.config import ConfigError, SamplingConfig
 from tinydiffusion.model_folder.layout import INDEX, WEIGHTS
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.processes import Processes
 from tinydiffusion.protocols import Dataset
 from tinydiffusion.training.precision import Precision
 
@@ -45,7 +47,7 @@ class Request:
     prompts: list[str]  # of a file; empty where there is none
     resize: int | None
     guidance_scales: list[float]
-    shard: tuple[int, int]
+    shard: Shard
     state: Path | None
     save_every: int
     out: Path | None
@@ -87,16 +89,41 @@ class Target:
         return [p for p in each if p is not None and not isinstance(p, StatisticsFile)]
 
 
-def open_target(request: Request, measurement: Measurement, console: Console) -> Target:
-    """The pictures that these metrics need.
+def check_request(request: Request) -> None:
+    """Raise ConfigError where flags exclude each other."""
+    if request.shard == WHOLE:
+        return
+    if request.state is None:
+        raise ConfigError("a shard is of use only once it is kept: name a file with --state")
+    given = [name for name in ("out", "guidance_scales") if getattr(request, name)]
+    if given:
+        flag = given[0].replace("_", "-")
+        raise ConfigError(f"--{flag} shows the whole: a --shard is a part of it, see `merge`")
+
+
+def open_target(
+    request: Request, measurement: Measurement, console: Console, processes: Processes
+) -> Target:
+    """The pictures that these metrics need. Collective.
 
     Raises:
         ValueError: something is missing, or pictures are of different shapes.
     """
-    if (request.target / INDEX).is_file():
-        target = _open_model(request, measurement, console)
-    else:
-        target = _open_folder(request, measurement, console)
+    with processes.together():
+        if (request.target / INDEX).is_file():
+            with processes.one_by_one():
+                target = _open_model(request, measurement, console)
+        else:
+            target = _open_folder(request, measurement, console)
+    if request.samples is not None:
+        _make_samples(request, target, console, processes)
+    with processes.together():
+        _describe(request, target)
+    return target
+
+
+def _describe(request: Request, target: Target) -> None:
+    """Complete the context, once the pictures are seen to be of one shape."""
     about = {"generated": target.generated.about()}
     for source, pictures in (("reference", target.reference), ("train", target.train)):
         if pictures is not None:
@@ -113,7 +140,6 @@ def open_target(request: Request, measurement: Measurement, console: Console) ->
         "prompts_sha256": prompts_sha256(prompts or []),
         "prompts": prompts,
     }
-    return target
 
 
 # ---- a model ---------------------------------------------------------------------------------
@@ -135,7 +161,9 @@ def _open_model(request: Request, measurement: Measurement, console: Console) ->
     prompts = request.prompts[: request.num_images]
     if reference is not None and not prompts:
         prompts = evaluation_prompts(_captioned(reference), request.num_images or NUM_IMAGES)
-    generated = _generated(request, pipeline, prompts, sampling, console)
+    generated = ModelPictures(
+        pipeline, prompts, seed=request.seed, sampling=sampling, batch_size=request.batch_size
+    )
     if isinstance(reference, DatasetPictures):
         reference = reference_pictures(reference.dataset, len(prompts))
     weights = (request.target / "network" / WEIGHTS).read_bytes()
@@ -160,7 +188,7 @@ def _check_model_flags(request: Request, pipeline: TextToImage) -> None:
             f"--resize {request.resize}: the model's pictures have {pipeline.image_shape[-1]} "
             "pixels; sample them into a folder and evaluate that"
         )
-    if request.samples and (request.shard != (1, 1) or request.guidance_scales):
+    if request.samples and (request.shard != WHOLE or request.guidance_scales):
         raise ConfigError(
             "--samples goes with neither --shard nor --guidance-scales: make the samples first, "
             "then evaluate their folder"
@@ -172,23 +200,24 @@ def _check_model_flags(request: Request, pipeline: TextToImage) -> None:
         )
 
 
-def _generated(
-    request: Request,
-    pipeline: TextToImage,
-    prompts: list[str],
-    sampling: SamplingConfig,
-    console: Console,
-) -> Pictures:
-    how: dict[str, Any] = {
-        "seed": request.seed,
-        "sampling": sampling,
-        "batch_size": request.batch_size,
-    }
-    if request.samples is None:
-        return ModelPictures(pipeline, prompts, **how)
-    model = model_sha256(request.target)
-    make_samples(request.samples, pipeline, prompts, model=model, console=console, **how)
-    return FolderPictures("generated", request.samples, console=console)
+def _make_samples(request: Request, target: Target, console: Console, processes: Processes) -> None:
+    """Have the pictures that are measured be files. Collective."""
+    assert request.samples is not None
+    assert target.pipeline is not None
+    assert target.sampling is not None
+    make_samples(
+        request.samples,
+        target.pipeline,
+        target.generated.prompts,
+        model=target.context["model_sha256"],
+        seed=request.seed,
+        batch_size=request.batch_size,
+        sampling=target.sampling,
+        console=console,
+        processes=processes,
+    )
+    with processes.together():
+        target.generated = FolderPictures("generated", request.samples, console=console)
 
 
 def _reference_of_model(

@@ -8,66 +8,78 @@ from typing import Any
 from rich.console import Console
 
 from tinydiffusion.commands._illustrations import illustrations
-from tinydiffusion.commands._measuring import Measurement, measure
+from tinydiffusion.commands._measuring import Measurement
 from tinydiffusion.commands._reference_cache import source_state
 from tinydiffusion.commands._rows import print_sweep, print_table, write_report
-from tinydiffusion.commands._session import Saving, run_session
-from tinydiffusion.commands._sources import ModelPictures, Pictures
+from tinydiffusion.commands._session import Saving
+from tinydiffusion.commands._shards import WHOLE, check_same
+from tinydiffusion.commands._shared_session import SharedSession
+from tinydiffusion.commands._sources import ModelPictures
 from tinydiffusion.commands._state_file import merged, resume
 from tinydiffusion.commands._statistics_file import StatisticsFile
-from tinydiffusion.commands._targets import Request, Target, open_target
-from tinydiffusion.config import ConfigError
+from tinydiffusion.commands._targets import Request, Target, check_request, open_target
+from tinydiffusion.processes import Processes, joined
 from tinydiffusion.protocols import SOURCES
 from tinydiffusion.training.watchdog import Watchdog
 
 FAILED = 1
-
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def evaluate(request: Request) -> int:
     """0 once every metric is printed and, with `out`, written; 1 where something has failed.
 
     A metric that is skipped because its weights are missing has not failed; pictures that cannot
-    be read have.
+    be read have. The processes of a launcher share the pictures; the main one speaks and writes.
     """
+    with joined(request.device) as processes:
+        return _evaluate(request, processes, _console(quiet=not processes.is_main))
+
+
+def _evaluate(request: Request, processes: Processes, console: Console) -> int:
     minutes = request.hang_minutes
-    with Watchdog(None if minutes is None else 60 * minutes) as watchdog:
-        return _evaluate(request, watchdog)
-
-
-def _evaluate(request: Request, watchdog: Watchdog) -> int:
-    if request.shard != (1, 1) and request.state is None:
-        raise ConfigError("a shard is of use only once it is kept: name a file with --state")
-    measurement = Measurement.of(request.metrics, request.options)
+    watchdog = Watchdog(None if minutes is None else 60 * minutes)
+    with processes.together(), processes.one_by_one():
+        check_request(request)
+        measurement = Measurement.of(request.metrics, request.options)
     measurement.beat = watchdog.beat
-    target = open_target(request, measurement, console)
+    target = open_target(request, measurement, console, processes)
+    check_same(target.context, processes)
     remarks = list(target.remarks)
     if isinstance(target.reference, StatisticsFile):
-        target.reference.give(measurement)
+        is_first = processes.is_main and request.shard[0] == 1
+        target.reference.give(measurement, load=is_first)
         remarks += target.reference.remarks()
-    remarks += run_session(
-        measurement,
-        target.sources(),
-        target.context,
-        shard=request.shard,
-        saving=request.state and Saving(request.state, request.save_every),
-        batch_size=request.batch_size,
-        console=console,
-    )
-    if request.shard != (1, 1):
+    session = SharedSession(target.context, request.batch_size, console, processes, watchdog)
+    saving = request.state and Saving(request.state, request.save_every)
+    remarks += session.look_at(measurement, target.sources(), request.shard, saving)
+    unreadable = any(processes.gather(any(each.unreadable for each in target.sources())))
+    if request.shard != WHOLE:
         console.print(f"shard {request.shard[0]}/{request.shard[1]} in {request.state}")
-        return _exit_code(measurement.failures.values(), target.sources())
+        return FAILED if unreadable or _has_failed(measurement) else 0
+    sweep = [_at(scale, request, target, measurement, session) for scale in request.guidance_scales]
+
+    def report() -> bool:
+        with watchdog:
+            return _report(request, target, measurement, remarks, sweep, console)
+
+    return FAILED if processes.on_main(report) or unreadable else 0
+
+
+def _report(
+    request: Request, target: Target, measurement: Measurement, remarks: Sequence[str],
+    sweep: Sequence[dict[str, Any]], console: Console,
+) -> bool:  # fmt: skip
+    """Whether a metric has failed, after all rows are written and printed."""
     rows = measurement.rows(remarks)
-    more = {"sweep": _sweep(request, target, measurement)} if request.guidance_scales else {}
     if request.out is not None:
+        more = {"sweep": sweep} if sweep else {}
         more |= illustrations(measurement, target.generated, rows)
         write_report(request.out, rows, target.context, more)
         console.print(f"report in {request.out}")
     print_table(rows, str(request.target))
-    if request.guidance_scales:
-        print_sweep(more["sweep"])
-    return _exit_code(measurement.failures.values(), target.sources(), rows)
+    if sweep:
+        print_sweep(sweep)
+    return _has_failed(measurement, rows)
 
 
 def merge(files: Sequence[Path], out: Path) -> int:
@@ -76,6 +88,7 @@ def merge(files: Sequence[Path], out: Path) -> int:
     Raises:
         ValueError: the files are not the shards of one evaluation, each of them once.
     """
+    console = _console()
     whole = merged(files)
     measurement = Measurement.of(whole.context["metrics"], whole.context["options"])
     resume(measurement, whole)
@@ -83,38 +96,45 @@ def merge(files: Sequence[Path], out: Path) -> int:
     write_report(out, rows, whole.context, illustrations(measurement))
     console.print(f"report in {out}")
     print_table(rows, str(whole.context["target"]))
-    return _exit_code(measurement.failures.values(), (), rows)
+    return FAILED if _has_failed(measurement, rows) else 0
 
 
-def _sweep(request: Request, target: Target, measured: Measurement) -> list[dict[str, Any]]:
-    """The same metrics at every guidance scale, of the same prompts and seeds."""
+def _at(
+    scale: float, request: Request, target: Target, measured: Measurement, session: SharedSession
+) -> dict[str, Any]:
+    """The same metrics at another guidance scale, of the same prompts and seeds. Collective.
+
+    The main process has the rows.
+    """
     assert target.pipeline is not None
     assert target.sampling is not None
-    points = []
-    for scale in request.guidance_scales:
-        measurement = Measurement.of(request.metrics, request.options)
-        measurement.beat = measured.beat
-        for name, evaluator in measurement.evaluators.items():
-            with measurement.isolated(name):
-                whole = measured.evaluators[name].state()
-                for source in SOURCES[1:]:
-                    if known := source_state(whole, source):
+    session.console.print(f"guidance scale {scale:g}")
+    is_main = session.processes.is_main
+    measurement = Measurement.of(request.metrics, request.options)
+    measurement.beat = measured.beat
+    for name, evaluator in measurement.evaluators.items():
+        with measurement.isolated(name):
+            whole = measured.evaluators[name].state()
+            for source in SOURCES[1:]:
+                if known := source_state(whole, source):
+                    if is_main:
                         evaluator.load_state({**evaluator.state(), **known})
-                        measurement.given[source].add(name)
-        sampling = dataclasses.replace(target.sampling, guidance_scale=scale)
-        pictures = ModelPictures(
-            target.pipeline, target.generated.prompts, seed=request.seed,
-            batch_size=request.batch_size, sampling=sampling,
-        )  # fmt: skip
-        console.print(f"guidance scale {scale:g}")
-        for each in (pictures, *target.sources()[1:]):
-            measure(measurement, each, request.batch_size)
-        points.append({"guidance_scale": scale, "results": measurement.rows(target.remarks)})
-    return points
+                    measurement.given[source].add(name)
+    pictures = ModelPictures(
+        target.pipeline, target.generated.prompts, seed=request.seed,
+        batch_size=request.batch_size,
+        sampling=dataclasses.replace(target.sampling, guidance_scale=scale),
+    )  # fmt: skip
+    session.look_at(measurement, [pictures, *target.sources()[1:]])
+    with session.processes.together(), session.watchdog:
+        rows = measurement.rows(target.remarks) if is_main else []
+    return {"guidance_scale": scale, "results": rows}
 
 
-def _exit_code(
-    failures: Any, sources: Sequence[Pictures], rows: Sequence[dict[str, Any]] = ()
-) -> int:
-    failed = any(kind == "error" for kind, _ in failures) or any("error" in row for row in rows)
-    return FAILED if failed or any(pictures.unreadable for pictures in sources) else 0
+def _has_failed(measurement: Measurement, rows: Sequence[dict[str, Any]] = ()) -> bool:
+    errors = any(kind == "error" for kind, _ in measurement.failures.values())
+    return errors or any("error" in row for row in rows)
+
+
+def _console(*, quiet: bool = False) -> Console:
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)

@@ -4,6 +4,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def pack(
         progress = Progress(out, settings)
         encoded = partial(encode, size=section["size"], suffix=picture_format)
         results = _results(source, progress, encoded, workers)
-        manifest = _write(source, Packer(progress, shard_size, picture_format), results)
+        with closing(Packer(progress, shard_size, picture_format)) as packer:
+            manifest = _write(source, packer, results)
     _say(f"packed in {out}", manifest)
     return 0
 

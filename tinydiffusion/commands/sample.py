@@ -9,9 +9,13 @@ import torch
 from rich.console import Console
 
 from tinydiffusion.build import pick_device
-from tinydiffusion.commands._pictures import read_picture, sample_file, save_grid
+from tinydiffusion.commands._pictures import read_picture, save_grid
+from tinydiffusion.commands._sample_folder import sample_file
 from tinydiffusion.commands._sampling import check_count, make_samples, model_sha256
+from tinydiffusion.commands._shards import WHOLE, Shard
+from tinydiffusion.config import ConfigError
 from tinydiffusion.pipeline import TextToImage, check_prompts
+from tinydiffusion.processes import joined
 from tinydiffusion.training.precision import Precision
 
 
@@ -24,6 +28,7 @@ def sample(
     seed: int,
     batch_size: int,
     out: Path,
+    shard: Shard,
     grid: Path | None,
     overrides: dict[str, Any],
     sampler_options: dict[str, Any],
@@ -31,32 +36,53 @@ def sample(
     precision: Precision,
     trust_plugins: bool,
 ) -> int:
-    """0 once `num_images` pictures of every prompt are written."""
+    """0 once `num_images` pictures of every prompt, or a shard of them, are written.
+
+    The processes of a launcher share the work.
+    """
+    with joined(device) as processes:
+        console = Console(
+            stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not processes.is_main
+        )
+        with processes.together(), processes.one_by_one():
+            _check(prompts, num_images, shard, grid)
+            pipeline = TextToImage.from_pretrained(
+                model, device=pick_device(device), precision=precision, trust_plugins=trust_plugins
+            )
+            if processes.is_main and (cut := pipeline.num_truncated(prompts)):
+                limit = pipeline.text_encoder.max_length
+                longer = f"{cut} of {len(prompts)} prompts are longer than {limit} tokens and cut"
+                console.print(longer)
+            digest, sampling = model_sha256(model), pipeline.config.sampling
+        every = [prompt for prompt in prompts for _ in range(num_images)]
+        make_samples(
+            out,
+            pipeline,
+            every,
+            model=digest,
+            seed=seed,
+            batch_size=batch_size,
+            sampling=dataclasses.replace(sampling, **overrides),
+            console=console,
+            negative_prompt=negative_prompt,
+            sampler_options=sampler_options,
+            shard=shard,
+            processes=processes,
+        )
+        if grid is not None:
+            columns = num_images if len(prompts) > 1 < num_images else min(8, len(every))
+            processes.on_main(lambda: _grid(grid, out, every, columns, seed))
+            console.print(f"grid in {grid}")
+    return 0
+
+
+def _check(prompts: Sequence[str], num_images: int, shard: Shard, grid: Path | None) -> None:
     check_prompts(prompts)
     check_count(len(prompts) * num_images)
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    pipeline = TextToImage.from_pretrained(
-        model, device=pick_device(device), precision=precision, trust_plugins=trust_plugins
-    )
-    if cut := pipeline.num_truncated(prompts):
-        limit = pipeline.text_encoder.max_length
-        console.print(f"{cut} of {len(prompts)} prompts are longer than {limit} tokens and cut")
-    every = [prompt for prompt in prompts for _ in range(num_images)]
-    make_samples(
-        out,
-        pipeline,
-        every,
-        model=model_sha256(model),
-        seed=seed,
-        batch_size=batch_size,
-        sampling=dataclasses.replace(pipeline.config.sampling, **overrides),
-        console=console,
-        negative_prompt=negative_prompt,
-        sampler_options=sampler_options,
-    )
-    if grid is not None:
-        images = torch.stack([read_picture(sample_file(out, i)) for i in range(len(every))])
-        columns = num_images if len(prompts) > 1 < num_images else min(8, len(every))
-        save_grid(grid, images, every, columns, seed)
-        console.print(f"grid in {grid}")
-    return 0
+    if grid is not None and shard != WHOLE:
+        raise ConfigError("--grid shows all pictures: a --shard has some of them only")
+
+
+def _grid(file: Path, folder: Path, prompts: Sequence[str], columns: int, seed: int) -> None:
+    images = [read_picture(sample_file(folder, i)) for i in range(len(prompts))]
+    save_grid(file, torch.stack(images), prompts, columns, seed)

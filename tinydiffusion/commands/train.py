@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.progress import Progress
 from torch import nn
 
 from tinydiffusion import config as config_file
@@ -21,18 +22,20 @@ from tinydiffusion.build import (
     pick_device,
     survey,
 )
-from tinydiffusion.commands._checks import check_config, check_fits, parts_of_batch
+from tinydiffusion.commands._checks import check_config, check_fits
 from tinydiffusion.commands._evaluation import evaluate_pipeline
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
 from tinydiffusion.commands._on_the_way import Evaluation
 from tinydiffusion.commands._pictures import save_labelled_grid
+from tinydiffusion.commands._plan import DEVICES, plan
+from tinydiffusion.commands._plan_table import print_plan
 from tinydiffusion.commands._rows import print_table, report_row, write_report
 from tinydiffusion.commands._sources import evaluation_prompts
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.durable import naming_disk_errors, replace_file
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes, joined, naming_lost_processes
-from tinydiffusion.protocols import Dataset, Score, Selective
+from tinydiffusion.protocols import Captioned, Dataset, EncodingAhead, Score, Selective
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.checkpoint import CheckpointFolder
 from tinydiffusion.training.console import console_tracker
@@ -40,6 +43,7 @@ from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.data_record import digest
 from tinydiffusion.training.lock import RunLock
 from tinydiffusion.training.memory import naming_memory
+from tinydiffusion.training.micro_batches import advice, parts_of_batch
 from tinydiffusion.training.trackers import TensorBoardTracker
 from tinydiffusion.training.trainer import Trainer, TrainResult
 
@@ -67,23 +71,13 @@ def train(
     resume: Path | None = None,
     allow_change: Sequence[str] = (),
     dry_run: bool = False,
+    devices: Sequence[int] = DEVICES,
+    json_file: Path | None = None,
 ) -> int:
     """The exit code: 0 at the end of the run, 128 + the signal's number where one stopped it.
 
     A folder that holds checkpoints of this run goes on from the newest, or from `resume`.
     """
-    with joined(config.training.device) as processes, naming_lost_processes():
-        return _train(config, run_dir, processes, resume, allow_change, dry_run)
-
-
-def _train(
-    config: Config,
-    run_dir: Path,
-    processes: Processes,
-    resume: Path | None,
-    allow_change: Sequence[str],
-    dry_run: bool,
-) -> int:
     started = time.monotonic()
     if wrong := [key for key in allow_change if key.partition(".")[0] in FIXED]:
         raise ConfigError(
@@ -92,16 +86,16 @@ def _train(
         )
     _check_run_dir(run_dir)
     keep_freed_memory()
-    console.quiet = not processes.is_main
-    run = _Run(config, run_dir, processes)
-    run.describe()
-    if dry_run:
-        run.estimate()
-        return 0
-    needed = run.trainer.learner.checkpoint_bytes()
-    with ExitStack() as stack, naming_memory(run.device), naming_disk_errors(run_dir, needed):
-        processes.on_main(lambda: _hold(run_dir, stack))
-        return run.go(started, resume, allow_change)
+    with joined(config.training.device) as processes, naming_lost_processes():
+        console.quiet = not processes.is_main
+        run = _Run(config, run_dir, processes)
+        run.describe()
+        if dry_run:
+            return run.estimate(devices, time.monotonic() - started, json_file)
+        needed = run.trainer.learner.checkpoint_bytes()
+        with ExitStack() as stack, naming_memory(run.device), naming_disk_errors(run_dir, needed):
+            processes.on_main(lambda: _hold(run_dir, stack))
+            return run.go(started, resume, allow_change)
 
 
 class _Run:
@@ -158,12 +152,26 @@ class _Run:
             console.print(f"{self.run_dir} is complete; another --run-dir trains anew")
             return 0
         self.processes.on_main(self._begin)
+        self._encode_ahead()
         result = trainer.train()
         if result.stopped_by is not None:
             console.print(f"stopped by {result.stopped_by}; the same command goes on")
             return EXIT_CODES[result.stopped_by]
         with trainer.learner.averaged():
             return self.processes.on_main(lambda: self.finish(result, started))
+
+    def _encode_ahead(self) -> None:
+        """Have a frozen text encoder run every caption once, each process its share of them."""
+        encoder = self.objective.text_encoder
+        if isinstance(encoder, EncodingAhead):
+            share = (self.processes.rank, self.processes.count)
+            with self.processes.together(), Progress(console=console) as bar:
+                task = bar.add_task("captions")
+                encoder.encode_ahead(
+                    self.all_captions(),
+                    share,
+                    lambda done, total: bar.update(task, completed=done, total=total),
+                )
 
     def _begin(self) -> None:
         (self.run_dir / REPORT).unlink(missing_ok=True)  # of a shorter run
@@ -200,26 +208,29 @@ class _Run:
                 f"{each} pictures each at a time"
             )
 
-    def estimate(self) -> None:
-        """Print the expected time, from three steps that are thrown away."""
-        training = self.config.training
-        learner = self.trainer.learner
-        batches = self.trainer.batches.starting_at(0)
-        steps = [[next(batches) for _ in range(training.accumulation)] for _ in range(3)]
-        batches.close()
-        learner.step(steps[0], 0.0)  # the first one also warms up
-        start = time.perf_counter()
-        for micro_batches in steps[1:]:
-            learner.step(micro_batches, 0.0)
-        speed = 2 * training.batch_size / (time.perf_counter() - start)
-        minutes = training.num_pictures / speed / 60
-        console.print(f"{speed:.0f} pictures/s: {minutes:.1f} minutes of training")
-        if training.max_minutes is not None and minutes > training.max_minutes:
-            seen = int(speed * training.max_minutes * 60)
-            console.print(
-                f"max_minutes {training.max_minutes:g} ends the run after about {seen} of "
-                f"{training.num_pictures} pictures"
-            )
+    def estimate(
+        self, devices: Sequence[int], seconds_before: float, json_file: Path | None
+    ) -> int:
+        """0 once it is told what the run will cost; the trainer is used up."""
+        if self.processes.count > 1:
+            raise ConfigError("--dry-run tells of several devices by itself: start it without any")
+        cost = plan(
+            self.trainer,
+            self.pipeline,
+            self.reference,
+            captions=self.all_captions(),
+            devices=devices,
+            seconds_before=seconds_before,
+        )
+        print_plan(cost)
+        if json_file is not None:
+            cost.save(json_file)
+        return 0
+
+    def all_captions(self) -> Sequence[str]:
+        """Of the training set: every one where it can tell them, else those surveyed."""
+        dataset = self.dataset
+        return dataset.captions() if isinstance(dataset, Captioned) else self.captions
 
     def finish(self, result: TrainResult, started: float) -> int:
         """0 once the model is saved, drawn, measured and reported; 1 where a metric failed."""
@@ -254,7 +265,12 @@ class _Run:
 
     def _trainer(self, fingerprints: dict[str, str]) -> Trainer:
         training, processes = self.config.training, self.processes
-        parts = parts_of_batch(training, processes.count)
+        if wrong := advice(training.batch_size, training.accumulation, processes.count):
+            raise ConfigError(
+                f"training.batch_size {training.batch_size} cannot be shared equally by "
+                f"{processes.count} processes; {wrong}"
+            )
+        parts = parts_of_batch(training.accumulation, processes.count)
         batches = Batches(
             self.dataset,
             training.batch_size // parts,
@@ -357,6 +373,7 @@ def _identity(config: Config) -> dict[str, Any]:
     names = ("dataset", "text_encoder", "network", "objective", "diffusion", "seed")
     kept = {name: values[name] for name in names}
     kept["dataset"].pop("workers", None)  # alters no picture
+    kept["network"].pop("gradient_checkpointing", None)  # alters no gradient
     return {**kept, "training": training}
 
 

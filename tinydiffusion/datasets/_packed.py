@@ -82,6 +82,12 @@ class PackedDataset:
         square = drawn_square(pixels, self.size, self.crop, self.flip, generator)
         return self._example(index, square)
 
+    def captions(self) -> list[str]:
+        """Every caption of every example."""
+        given = [sample.caption for sample in self.scan.samples]
+        lists = [[caption] if isinstance(caption, str) else caption for caption in given]
+        return [caption for each in lists for caption in each]
+
     def describe_skipped(self) -> str:
         """How many pictures were left out for which reason; empty where none was."""
         return describe(self.skipped)

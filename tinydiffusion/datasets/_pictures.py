@@ -117,6 +117,8 @@ def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
     Antialiased; a picture of that size already comes back as it is.
     """
     shorter = min(image.size)
+    if shorter == size:
+        return image
     width, height = (max(size, round(side * size / shorter)) for side in image.size)
     # Lanczos alone costs time in proportion to the source, so far too large pictures are first
     # averaged in blocks, down to 3 times the target: no difference is visible.

@@ -10,6 +10,7 @@ from tinydiffusion.errors import OutOfMemoryError
 CPU_MESSAGE = "can't allocate memory"  # what torch's allocator for the CPU says, in a RuntimeError
 ADVICE = (
     "raise training.accumulation: the same batch in more parts, the same result",
+    "set network.gradient_checkpointing to true: the same result in less memory, a little slower",
     "set training.precision to bfloat16, where it is not",
     "lower training.batch_size",
     "make network.channels or network.layers_per_block smaller",

@@ -130,7 +130,9 @@ class Replicated:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         unused = any(self._processes.gather(any(g is None for g in gradients)))
-        return DistributedDataParallel(self._module, find_unused_parameters=unused)
+        return DistributedDataParallel(
+            self._module, find_unused_parameters=unused, gradient_as_bucket_view=True
+        )
 
 
 class Sharded:

@@ -1,0 +1,76 @@
+"""Command lines done by several processes of torchrun, each one's words apart."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import tinydiffusion
+
+ROOT = Path(tinydiffusion.__file__).parents[1]
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d",
+    "--rdzv-endpoint", "localhost:0", "--nproc-per-node",
+]  # fmt: skip
+
+
+class Said(NamedTuple):
+    """What a command left in one process."""
+
+    code: int
+    out: str
+    err: str
+
+
+def start(count: int, *command: str | Path) -> subprocess.Popen:
+    """A launcher with so many processes, the leader of a group of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [*TORCHRUN, str(count), *map(str, command)], env=environment, cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def kill(launcher: subprocess.Popen) -> None:
+    """SIGKILL to the launcher and all that it has started."""
+    os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.communicate()
+
+
+def run_together(count: int, commands: list[list[str]], folder: Path) -> list[list[Said]]:
+    """For each command what it left in each process; `{rank}` in a word stands for the process."""
+    (folder / "commands.json").write_text(json.dumps(commands))
+    launcher = start(count, __file__, folder)
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, errors
+    by_rank = [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(count)]
+    return [[Said(*said) for said in command] for command in zip(*by_rank, strict=True)]
+
+
+def _run(folder: Path) -> None:
+    """One process: join once, then do every command."""
+    from tinydiffusion import cli
+    from tinydiffusion.commands import evaluate, sample
+    from tinydiffusion.processes import joined
+
+    cli.GRACE = 0
+    with joined("cpu") as processes:
+        for command in (evaluate, sample):
+            command.joined = lambda device: contextlib.nullcontext(processes)
+        said = []
+        for words in json.loads((folder / "commands.json").read_text()):
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = cli.main([word.replace("{rank}", str(processes.rank)) for word in words])
+            said.append(Said(code, out.getvalue(), err.getvalue()))
+            processes.wait()
+        (folder / f"said-{processes.rank}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    _run(Path(sys.argv[1]))

@@ -1,0 +1,23 @@
+"""How a batch is cut for several processes and little memory, without becoming another batch."""
+
+
+def parts_of_batch(accumulation: int, num_processes: int) -> int:
+    """Into how many parts, one after the other, each process cuts its share of a batch.
+
+    At a time it has no more pictures than one process alone would have.
+
+    Args:
+        accumulation: Parts that one process alone would cut it into.
+        num_processes: That share the batch.
+    """
+    return -(-accumulation // num_processes)
+
+
+def advice(batch_size: int, accumulation: int, num_processes: int) -> str:
+    """What to change where the parts do not come out equal; empty where they do."""
+    step = parts_of_batch(accumulation, num_processes) * num_processes
+    if batch_size % step == 0:
+        return ""
+    fewer = batch_size // step * step
+    near = " or ".join(str(size) for size in (fewer, fewer + step) if size)
+    return f"set training.batch_size to {near}"
