@@ -256,8 +256,8 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "paths", nargs="*", metavar="PATH",
-        help="SRC DST: a folder of captioned pictures or tar shards, and the folder to make. With "
-        "--config DST alone, with --check the folder or address to look at.",
+        help="SRC DST: captioned pictures (a folder, tar shards here or at an address), and the "
+        "folder to make. With --config DST alone, with --check the set to look at.",
     )  # fmt: skip
     add("--config", metavar="FILE", help="Pack the data set of this run's YAML file.")
     add("--size", type=count, metavar="N", help="Shorter side in pixels; needed but for --config.")
@@ -286,7 +286,7 @@ def _pack(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     own = {"size": known.size, "caption_column": known.caption_column}
     options = {name: value for name, value in own.items() if value is not None}
     return pack(
-        {**(section or section_of(Path(known.paths[0]))), **options},
+        {**(section or section_of(known.paths[0])), **options},
         Path(known.paths[-1]),
         picture_format=known.format,
         shard_size=known.shard_size,

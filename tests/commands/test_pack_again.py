@@ -154,7 +154,7 @@ def test_wrong_command_lines(folder, tmp_path, refused):
     refused("give --size N", folder, out)
     refused("invalid choice: 'bmp'", folder, out, *SIZE, "--format", "bmp")
     refused("no such folder", tmp_path / "none", out, *SIZE)
-    refused("cannot read shard", out, "--check")
+    refused("No such file", out, "--check")
     refused("no shards in", tmp_path, "--check")
     assert not out.exists()
 

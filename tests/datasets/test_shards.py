@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import tarfile
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -263,3 +264,18 @@ def test_captions_are_read_as_json_column(tmp_path):
     record = json.dumps({"text": "no", "caption": ["yes", "ja"]}).encode()
     write(tmp_path / "s.tar", entry("a.png", picture()), entry("a.json", record))
     assert load(tmp_path, caption_column="caption")[0]["caption"] == ["yes", "ja"]
+
+
+def test_memory_stays_flat(tmp_path):
+    """What is held after the first epoch is held after the third; 200 shards are seen in each."""
+    dataset = load(write_shards(tmp_path / "set", *[2] * 200, side=8), window=20)
+    held = []
+    tracemalloc.start(1)
+    try:
+        for epoch in range(3):
+            for place in range(400):
+                visit(dataset, place, epoch)
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[2] - held[0] < 20_000

@@ -18,11 +18,13 @@ from tinydiffusion.datasets._samples import (
     read_sample,
 )
 from tinydiffusion.datasets._scan import Found, Skipped
+from tinydiffusion.datasets._shard_files import find_set
+from tinydiffusion.datasets._shard_reader import ShardReader
 from tinydiffusion.datasets.folder import find_pictures
 from tinydiffusion.protocols import Dataset, Example
 
 Item = Found | Skipped | Example
-CAPTION_COLUMN = "text"
+CAPTION_COLUMN, CACHE_GB = "text", 20.0  # the data sets' own defaults
 
 
 class Source(NamedTuple):
@@ -55,6 +57,9 @@ def open_source(section: dict[str, Any]) -> Source:
     if name == "tar":
         root, shards = find_shards(Path(options["path"]))
         return Source(partial(_of_shards, root, shards, column), options.get("limit"))
+    if name == "shards":
+        reader = ShardReader(find_set(str(options["path"])), 1, options.get("cache_gb", CACHE_GB))
+        return Source(partial(_of_reader, reader, column), options.get("limit"))
     dataset = build_dataset(section)
     if isinstance(dataset, PackedDataset):
         return Source(partial(_of_packed, dataset))
@@ -69,6 +74,15 @@ def _of_shards(root: Path, shards: list[Path], column: str, start: int) -> Itera
             for entry in entries[start:]:
                 yield read_sample(read, entry, column) if isinstance(entry, Sample) else entry
             start = max(0, start - len(entries))
+
+
+def _of_reader(reader: ShardReader, column: str, start: int) -> Iterator[Item]:
+    yield from reader.skipped[start:]
+    start = max(0, start - len(reader.skipped))
+    for shard, count in enumerate(reader.counts):
+        for member in range(start, count):
+            yield reader.sample(shard, member, column)
+        start = max(0, start - count)
 
 
 def _of_packed(dataset: PackedDataset, start: int) -> Iterator[Item]:

@@ -67,9 +67,10 @@ def pack(
     return 0
 
 
-def section_of(path: Path) -> dict[str, Any]:
-    """The `dataset` section that reads a path: shards, or a folder of pictures."""
-    return {"name": "tar" if is_shards(path) else "folder", "path": str(path)}
+def section_of(path: str) -> dict[str, Any]:
+    """The `dataset` section that reads a path or address: shards, or a folder of pictures."""
+    name = "shards" if "://" in path else "tar" if is_shards(Path(path)) else "folder"
+    return {"name": name, "path": path}
 
 
 def _default_size(name: str) -> int | None:

@@ -35,7 +35,11 @@ class ShardCopies:
 
     def __init__(self, bound: int) -> None:
         self.bound = bound
-        self.folder = cache_root() / "shards"
+
+    @property
+    def folder(self) -> Path:
+        """Where the copies are, see `cache_root`."""
+        return cache_root() / "shards"
 
     def open(self, shard: Shard) -> BufferedReader:
         """The shard's copy, made if it is not there.

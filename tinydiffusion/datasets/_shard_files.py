@@ -64,19 +64,20 @@ def find_set(path: str) -> ShardSet:
 
 def _find_here(path: Path) -> ShardSet:
     root, files = find_shards(path)
-    manifest = None
-    if path.is_dir() and (path / FILE).is_file():
-        manifest = parse_manifest(decode((path / FILE).read_bytes()), str(path / FILE))
 
     def shard(name: str, record: ShardRecord | None) -> Shard:
         about = (root / name).stat()
         place = str((root / name).resolve())
         return Shard(name, place, False, about.st_size, stamp_of(place, about), record)
 
+    names = [file.relative_to(root).as_posix() for file in files]
     try:
-        return _of_names([file.relative_to(root).as_posix() for file in files], manifest, shard)
+        manifest = None
+        if path.is_dir() and (path / FILE).is_file():
+            manifest = parse_manifest(decode((path / FILE).read_bytes()), str(path / FILE))
+        return _of_names(names, manifest, shard)
     except OSError as error:
-        raise ValueError(f"cannot read shard {error.filename}: {error.strerror}") from error
+        raise ValueError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def stamp_of(place: str, about: os.stat_result) -> str:
@@ -170,7 +171,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     """What reads the address, and the address as it calls it; of this very process.
 
     Raises:
-        ValueError: an unknown kind of address.
+        ValueError: an unknown kind of address, or nothing answers there.
         PluginError: a package is needed that reads it.
     """
     from fsspec.core import url_to_fs
@@ -179,6 +180,8 @@ def filesystem(url: str) -> tuple[Any, str]:
         return url_to_fs(url)
     except ImportError as error:
         raise PluginError(f"cannot read {url}: {error}") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {url}: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """Bytes of any sample of a set of shards, with a few of them open at a time."""
 
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from tinydiffusion.datasets._samples import open_shard, read_at
-from tinydiffusion.datasets._scan import Skipped
+from tinydiffusion.datasets._samples import open_shard, read_at, read_sample
+from tinydiffusion.datasets._scan import Found, Skipped
 from tinydiffusion.datasets._shard_copies import ShardCopies, ShardError
 from tinydiffusion.datasets._shard_files import Shard, ShardSet, stamp_of
 from tinydiffusion.datasets._shard_index import ShardIndex, cached_index, read_index
@@ -29,20 +29,20 @@ class ShardReader:
     Args:
         found: The shards.
         window: Pictures that are visited in no order, for how many shards to keep at hand.
-        cache_bytes: That copies of remote shards may take.
+        cache_gb: Gigabytes that copies of remote shards may take.
 
     Raises:
-        ValueError: a shard cannot be read or is compressed, or `cache_bytes` is too low.
+        ValueError: a shard cannot be read or is compressed, or `cache_gb` is too low.
     """
 
-    def __init__(self, found: ShardSet, window: int, cache_bytes: int) -> None:
+    def __init__(self, found: ShardSet, window: int, cache_gb: float) -> None:
         self._shards = found.shards
-        self._copies = ShardCopies(cache_bytes)
+        self._copies = ShardCopies(int(cache_gb * 1e9))
         self._keep(SPARE)
         self.skipped = list(found.skipped)
         self.counts = [self._count(number) for number in range(len(self._shards))]
         touched = min(len(self._shards), 2 + window * len(self._shards) // max(1, sum(self.counts)))
-        self._check_room(touched, cache_bytes)
+        self._check_room(touched, cache_gb)
         self._keep(SPARE + touched)
 
     def index(self, number: int) -> ShardIndex:
@@ -53,12 +53,17 @@ class ShardReader:
         """
         return self._index(number)
 
-    def read(self, number: int, offset: int, size: int) -> bytes:
-        """So many bytes of a shard.
+    def sample(self, number: int, member: int, caption_column: str) -> Found | Skipped:
+        """Sample `member` of a shard, undecoded, or why it cannot be used.
 
         Raises:
-            ShardError: it cannot be read, or is no longer as it was.
+            ShardError: the shard cannot be read, or is no longer as it was.
         """
+        return read_sample(
+            partial(self._read, number), self._index(number).sample(member), caption_column
+        )
+
+    def _read(self, number: int, offset: int, size: int) -> bytes:
         shard = self._shards[number]
         try:
             content = read_at(self._file(number).file, offset, size)
@@ -116,12 +121,13 @@ class ShardReader:
             raise _changed(shard, "is not the file that it was at the start")
         return opened
 
-    def _check_room(self, num_shards: int, cache_bytes: int) -> None:
+    def _check_room(self, num_shards: int, cache_gb: float) -> None:
         sizes = sorted((s.size or 0 for s in self._shards if s.is_remote), reverse=True)
-        if sum(sizes[:num_shards]) > cache_bytes:
+        needed = sum(sizes[:num_shards]) / 1e9
+        if needed > cache_gb:
             raise ValueError(
-                f"a window touches up to {num_shards} shards, {sum(sizes[:num_shards]) / 1e9:.2g} "
-                f"GB; copies of them have cache_gb={cache_bytes / 1e9:g}. Raise it or lower window"
+                f"a window touches up to {num_shards} shards, {needed:.2g} GB; copies of them have "
+                f"cache_gb={cache_gb:g}. Raise it or lower window"
             )
 
 

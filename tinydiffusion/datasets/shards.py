@@ -10,7 +10,6 @@ import torch
 
 from tinydiffusion.datasets._packed import describe
 from tinydiffusion.datasets._pictures import UnusablePictureError
-from tinydiffusion.datasets._samples import read_sample
 from tinydiffusion.datasets._scan import Skipped
 from tinydiffusion.datasets._shard_files import find_set
 from tinydiffusion.datasets._shard_reader import ShardReader
@@ -18,8 +17,6 @@ from tinydiffusion.datasets._stand_ins import StandIns, load_example
 from tinydiffusion.datasets._views import check_view, drawn_square, middle_square
 from tinydiffusion.datasets._window import BoundedShuffle
 from tinydiffusion.protocols import Example
-
-GB = 1e9
 
 
 class ShardsDataset:
@@ -66,7 +63,7 @@ class ShardsDataset:
         self.size, self.crop, self.flip = size, crop, flip
         self.caption_column = caption_column
         found = find_set(str(path))
-        self._reader = ShardReader(found, window, int(cache_gb * GB))
+        self._reader = ShardReader(found, window, cache_gb)
         self.skipped = self._reader.skipped
         counts = _first(self._reader.counts, limit)
         self._order = BoundedShuffle(counts, window)
@@ -115,9 +112,7 @@ class ShardsDataset:
         )
 
     def _load(self, shard: int, number: int) -> Example:
-        sample = self._reader.index(shard).sample(number)
-        read = partial(self._reader.read, shard)
-        found = read_sample(read, sample, self.caption_column)
+        found = self._reader.sample(shard, number, self.caption_column)
         if isinstance(found, Skipped):
             raise UnusablePictureError(found.reason)
         assert isinstance(found.source, bytes)
