@@ -83,7 +83,7 @@ class Streaming(Protocol):
 class Captioned(Protocol):
     """A data set that can tell its captions without its pictures."""
 
-    def captions(self) -> Sequence[str]:
+    def captions(self) -> Iterable[str]:
         """Every caption of every example, of lists too."""
         ...
 

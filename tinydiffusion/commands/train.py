@@ -168,7 +168,7 @@ class _Run:
             with self.processes.together(), Progress(console=console) as bar:
                 task = bar.add_task("captions")
                 encoder.encode_ahead(
-                    self.all_captions(),
+                    self._captions_ahead(),
                     share,
                     lambda done, total: bar.update(task, completed=done, total=total),
                 )
@@ -218,7 +218,7 @@ class _Run:
             self.trainer,
             self.pipeline,
             self.reference,
-            captions=self.all_captions(),
+            captions=self._captions_ahead(),
             devices=devices,
             seconds_before=seconds_before,
         )
@@ -227,10 +227,12 @@ class _Run:
             cost.save(json_file)
         return 0
 
-    def all_captions(self) -> Sequence[str]:
-        """Of the training set: every one where it can tell them, else those surveyed."""
+    def _captions_ahead(self) -> Sequence[str]:
+        """What a text encoder that encodes ahead is told: every caption that the data set tells."""
+        if not isinstance(self.objective.text_encoder, EncodingAhead):
+            return ()
         dataset = self.dataset
-        return dataset.captions() if isinstance(dataset, Captioned) else self.captions
+        return list(dataset.captions()) if isinstance(dataset, Captioned) else self.captions
 
     def finish(self, result: TrainResult, started: float) -> int:
         """0 once the model is saved, drawn, measured and reported; 1 where a metric failed."""

@@ -1,7 +1,7 @@
 """Captioned pictures of tar shards that need not fit into memory, nor on this machine's disk."""
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -92,6 +92,14 @@ class ShardsDataset:
         example = self._usable(*self._order.locate(order_seed, place))
         square = drawn_square(example["image"], self.size, self.crop, self.flip, generator)
         return {**example, "image": square}
+
+    def captions(self) -> Iterator[str]:
+        """Every caption of every example, shard by shard."""
+        for shard, count in enumerate(self._order.counts):
+            for number in range(count):
+                found = self._reader.sample(shard, number, self.caption_column)
+                if not isinstance(found, Skipped):
+                    yield from [found.caption] if isinstance(found.caption, str) else found.caption
 
     def describe_skipped(self) -> str:
         """How many pictures were left out for which reason; empty where none was."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from tinydiffusion.errors import WorkerError
+from tinydiffusion.errors import RunError, WorkerError
 from tinydiffusion.protocols import Augmented, Batch, Dataset, Example, Streaming
 
 PREFETCHED = 2  # batches kept ready, per worker
@@ -160,7 +160,7 @@ class Batches:
                 batch = next(batches)
             except RuntimeError as error:
                 raise _worker_error(error) from error
-            if isinstance(batch, ValueError):
+            if isinstance(batch, Exception):
                 raise batch
             yield batch
 
@@ -185,17 +185,17 @@ class Batches:
         return captions[int(torch.randint(len(captions), (), generator=generator))]
 
 
-class _BatchAtPosition(TorchDataset[Batch | ValueError]):
+class _BatchAtPosition(TorchDataset[Batch | Exception]):
     """What a worker process runs: the position is the index."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
-    def __getitem__(self, index: int) -> Batch | ValueError:
+    def __getitem__(self, index: int) -> Batch | Exception:
         try:
             return self.batches.batch_at(index)
-        except ValueError as error:  # about the data: its one line is enough, without a traceback
-            return ValueError(str(error))
+        except (ValueError, RunError) as error:  # about the data: one line, without a traceback
+            return error.with_traceback(None)
 
 
 def _worker_error(error: RuntimeError) -> RuntimeError:
