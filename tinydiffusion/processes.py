@@ -29,6 +29,14 @@ class StoppedTogether(RunError):  # noqa: N818
         self.exit_code = exit_code
 
 
+class StoppedFirst(RunError):  # noqa: N818
+    """A user's mistake that another process than the main one has met: it speaks for all."""
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
+
+
 @dataclass(frozen=True)
 class Processes:
     """Which of how many processes this one is; a job of one process needs no launcher.
@@ -125,13 +133,17 @@ class Processes:
         The first that has raised says why; the others end with its exit code. Collective.
 
         Raises:
-            Exception: what was raised here, where no process of a lower rank has raised.
+            Exception: what was raised here, where no process of a lower rank has raised; of the
+                user's mistakes, StoppedFirst in a process that is not the main one.
             StoppedTogether: that another process has raised.
         """
         try:
             yield
         except Exception as error:
-            self._stop_at_first((str(error), getattr(error, "exit_code", 2)))
+            stop = (str(error), getattr(error, "exit_code", 2))
+            self._stop_at_first(stop)
+            if isinstance(error, ValueError) and not self.is_main:
+                raise StoppedFirst(*stop) from error
             raise
         self._stop_at_first(None)
 

@@ -28,22 +28,28 @@ class Said(NamedTuple):
 
 
 def start(count: int, *command: str | Path) -> subprocess.Popen:
-    """A launcher with so many processes, the leader of a group of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    """A launcher of so many processes."""
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
     return subprocess.Popen(
         [*TORCHRUN, str(count), *map(str, command)], env=environment, cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def kill(launcher: subprocess.Popen) -> None:
     """SIGKILL to the launcher and all that it has started."""
-    os.killpg(launcher.pid, signal.SIGKILL)
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, check=True)
+    pairs = [map(int, line.split()) for line in listed.stdout.splitlines()]
+    children = [pid for pid, parent in pairs if parent == launcher.pid]
+    for pid in (launcher.pid, *children):
+        os.kill(pid, signal.SIGKILL)
     launcher.communicate()
 
 
 def run_together(count: int, commands: list[list[str]], folder: Path) -> list[list[Said]]:
-    """For each command what it left in each process; `{rank}` in a word stands for the process."""
+    """For each command what it left in each process; `RANK` in a word stands for the process."""
     (folder / "commands.json").write_text(json.dumps(commands))
     launcher = start(count, __file__, folder)
     _, errors = launcher.communicate(timeout=120)
@@ -66,7 +72,7 @@ def _run(folder: Path) -> None:
         for words in json.loads((folder / "commands.json").read_text()):
             out, err = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                code = cli.main([word.replace("{rank}", str(processes.rank)) for word in words])
+                code = cli.main([word.replace("RANK", str(processes.rank)) for word in words])
             said.append(Said(code, out.getvalue(), err.getvalue()))
             processes.wait()
         (folder / f"said-{processes.rank}.json").write_text(json.dumps(said))

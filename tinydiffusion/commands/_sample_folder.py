@@ -15,10 +15,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tinydiffusion.commands._pictures import to_pil
-from tinydiffusion.commands._shards import ALONE
 from tinydiffusion.durable import NO_SPACE, replace_file
 from tinydiffusion.errors import DiskError, DiskFullError
-from tinydiffusion.processes import Processes
+from tinydiffusion.processes import ALONE, Processes
 
 METADATA, UNFINISHED = "metadata.jsonl", ".unfinished.jsonl"
 NAME = re.compile(r"\d{5}\.png")

@@ -18,13 +18,13 @@ from tinydiffusion.commands._sample_folder import (
     naming_disk_errors,
     save_samples,
 )
-from tinydiffusion.commands._shards import ALONE, MANIFEST, WHOLE, Shard, check_same, share
+from tinydiffusion.commands._shards import MANIFEST, WHOLE, Shard, check_same, share
 from tinydiffusion.commands._sources import prompts_sha256
 from tinydiffusion.config import SamplingConfig
 from tinydiffusion.durable import replace_file
 from tinydiffusion.model_folder.layout import INDEX
 from tinydiffusion.pipeline import TextToImage
-from tinydiffusion.processes import Processes
+from tinydiffusion.processes import ALONE, Processes
 
 SCHEMA = "tinydiffusion.sample-shard/1"
 

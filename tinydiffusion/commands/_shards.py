@@ -8,7 +8,6 @@ from tinydiffusion.processes import Processes
 
 Shard = tuple[int, int]  # which, from 1, of how many
 WHOLE: Shard = (1, 1)
-ALONE = Processes()
 MANIFEST = ".shard.json"
 """Where a finished shard of samples says what it is a part of."""
 NAMES = ("target", "data", "train", "path", "prompts")
