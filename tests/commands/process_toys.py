@@ -52,7 +52,7 @@ def run_together(count: int, commands: list[list[str]], folder: Path) -> list[li
     """For each command what it left in each process; `RANK` in a word stands for the process."""
     (folder / "commands.json").write_text(json.dumps(commands))
     launcher = start(count, __file__, folder)
-    _, errors = launcher.communicate(timeout=120)
+    _, errors = launcher.communicate(timeout=240)
     assert launcher.returncode == 0, errors
     by_rank = [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(count)]
     return [[Said(*said) for said in command] for command in zip(*by_rank, strict=True)]
@@ -61,12 +61,12 @@ def run_together(count: int, commands: list[list[str]], folder: Path) -> list[li
 def _run(folder: Path) -> None:
     """One process: join once, then do every command."""
     from tinydiffusion import cli
-    from tinydiffusion.commands import evaluate, sample
+    from tinydiffusion.commands import evaluate, sample, train
     from tinydiffusion.processes import joined
 
     cli.GRACE = 0
     with joined("cpu") as processes:
-        for command in (evaluate, sample):
+        for command in (evaluate, sample, train):
             command.joined = lambda device: contextlib.nullcontext(processes)
         said = []
         for words in json.loads((folder / "commands.json").read_text()):

@@ -18,11 +18,12 @@ from tinydiffusion.commands.train import _Run
 from tinydiffusion.config import load
 from tinydiffusion.errors import DiskError
 from tinydiffusion.models._blocks import Attention
+from tinydiffusion.processes import ALONE
 from tinydiffusion.text_encoders.clip import ClipTextEncoder
 
 
 def make(tiny, run_dir, *flags):
-    return _Run(load(tiny, flags), run_dir)
+    return _Run(load(tiny, flags), run_dir, ALONE)
 
 
 def step_cost(run):

@@ -14,6 +14,7 @@ from tinydiffusion.commands._plan_step import Memory
 from tinydiffusion.commands._plan_time import Call, Timetable
 from tinydiffusion.models.unet import UNet
 from tinydiffusion.training.data_order import Batches
+from tinydiffusion.training.learner import Learner
 from tinydiffusion.training.micro_batches import advice
 from tinydiffusion.training.trainer import Trainer
 
@@ -157,8 +158,8 @@ class Grey:
 def test_hooks_and_checkpoints_come_as_often_as_in_a_run(tmp_path, num_pictures, every):
     hook = Counting(every)
     trainer = Trainer(
-        Scale(), Batches(Grey(), 8), run_dir=tmp_path, num_pictures=num_pictures, identity={},
-        hooks=[hook], checkpoint_every=every, keep_checkpoints=99,
+        Learner(Scale()), Batches(Grey(), 8), run_dir=tmp_path, num_pictures=num_pictures,
+        identity={}, hooks=[hook], checkpoint_every=every, keep_checkpoints=99,
     )  # fmt: skip
     trainer.train()
     times = timetable(num_pictures=num_pictures)
