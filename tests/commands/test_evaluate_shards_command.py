@@ -125,6 +125,28 @@ def test_shards_that_do_not_belong_together_are_refused(folders, tmp_path, mista
     assert line == "a shard is of use only once it is kept: name a file with --state"
 
 
+def test_statistics_of_a_reference_count_once_in_all_shards(folders, tmp_path):
+    made, real = folders
+    flags = ["--metrics", "pixel_fd", "--pixel_fd.size", "2"]
+    statistics, whole = str(tmp_path / "real.npz"), str(tmp_path / "whole.json")
+    assert main(["statistics", str(real), *flags, "--out", statistics]) == 0
+    command = ["evaluate", str(made), *flags, "--data", statistics]
+    assert main([*command, "--out", whole]) == 0
+    states = [str(tmp_path / f"{number}.state") for number in (1, 2)]
+    for number, state in enumerate(states, start=1):
+        assert main([*command, "--shard", f"{number}/2", "--state", state]) == 0
+    assert main(["merge", *states, "--out", str(tmp_path / "merged.json")]) == 0
+    (one,), (two,) = (report(tmp_path / f"{name}.json")["results"] for name in ("whole", "merged"))
+    assert two["value"] == pytest.approx(one["value"], rel=1e-9)
+    assert two["details"]["n_reference"] == one["details"]["n_reference"] == 41
+
+
+@pytest.mark.parametrize("flag", [["--out", "a.json"], ["--guidance-scales", "1"]])
+def test_a_shard_shows_nothing_of_the_whole(folders, tmp_path, mistake, flag):
+    line = mistake(*shard(folders, 1, 2, tmp_path, *flag))
+    assert line == f"{flag[0]} shows the whole: a --shard is a part of it, see `merge`"
+
+
 def test_a_killed_evaluation_goes_on_after_the_last_saved_picture(folders, tmp_path, mistake):
     made, real = folders
     (tmp_path / "fragile.py").write_text(FRAGILE)
