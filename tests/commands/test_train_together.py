@@ -53,9 +53,8 @@ def test_the_model_is_that_of_one_process(runs, name, tmp_path):
     assert cli.main(train("smoke", tmp_path)) == 0
     for file in tmp_path.glob("model/*/*.safetensors"):
         other = root / name / file.relative_to(tmp_path)
-        assert_close(
-            load_file(other), load_file(file), atol=1e-5, rtol=0
-        )  # Adam: tiny gradients count
+        # Not 1e-6, as in tests/training: Adam's first steps are as large for a tiny gradient.
+        assert_close(load_file(other), load_file(file), atol=1e-5, rtol=0)
     rows = [json.loads(line) for line in (root / name / "metrics.jsonl").open()]
     assert [row["pictures_seen"] for row in rows if "loss" in row] == [16]
 
