@@ -102,34 +102,42 @@ class _Run:
     """The components of one run, built and checked before anything is computed."""
 
     def __init__(self, config: Config, run_dir: Path, processes: Processes) -> None:
-        check_config(config)
         self.config, self.run_dir, self.processes = config, run_dir, processes
+        with processes.together():
+            fingerprints = self._read_data()
+        _check_same_data(processes, fingerprints)
+        vocabulary = processes.on_main(lambda: _earlier_vocabulary(run_dir))
+        with processes.together(), naming_memory(self.device):
+            self._build(vocabulary)
+        self.trainer = self._trainer(fingerprints)
+
+    def _read_data(self) -> dict[str, str]:
+        """Fingerprints of the training set, after the settings are checked and all data read."""
+        config = self.config
+        check_config(config)
         self.device = pick_device(config.training.device)
         self.evaluators = build_evaluators(config.evaluation.metrics, config.evaluation.options)
-        with processes.one_by_one():
+        with self.processes.one_by_one():
             self.dataset = build_dataset(config.dataset)
             self.validation = build_validation(config)
         self.reference = self._reference()
         self.captions, fingerprints = survey(self.dataset)
-        _check_same_data(processes, fingerprints)
+        return fingerprints
+
+    def _build(self, vocabulary: dict[str, Any] | None) -> None:
         image = self.dataset[0]["image"]
         self.objective: Any = build_objective(
-            config,
-            self.captions,
-            len(image),
-            processes.on_main(lambda: _earlier_vocabulary(run_dir)),
+            self.config, self.captions, len(image), vocabulary
         ).to(self.device)
         self.pipeline = TextToImage(
             self.objective.denoiser.network,
             self.objective.text_encoder,
-            config,
+            self.config,
             image.shape,
-            precision=config.training.precision,
+            precision=self.config.training.precision,
         )
-        self.pipeline.prepare(config.sampling)  # wrong settings raise here
-        with naming_memory(self.device):
-            check_fits(self.objective, self.evaluators, self.dataset, self.reference, self.device)
-        self.trainer = self._trainer(fingerprints)
+        self.pipeline.prepare(self.config.sampling)  # wrong settings raise here
+        check_fits(self.objective, self.evaluators, self.dataset, self.reference, self.device)
 
     def _reference(self) -> Dataset:
         """The set whose captions are the evaluation's prompts."""
