@@ -18,6 +18,8 @@ from training_toys import Autoencoder, assert_same_bits, learned, trainer
 from tinydiffusion import config as config_file
 from tinydiffusion import registry
 from tinydiffusion.build import build_dataset, build_objective, survey
+from tinydiffusion.commands.pack import pack
+from tinydiffusion.datasets.shards import ShardsDataset
 from tinydiffusion.training.checkpoint import CheckpointFolder
 from tinydiffusion.training.data_order import epoch_permutation
 
@@ -303,3 +305,22 @@ def test_a_log_that_a_power_loss_has_damaged_does_not_stop_the_run(tmp_path, dam
     run = with_hook(tmp_path / "run", keep=9)
     finish(run)
     assert_same_run(run, unbroken)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_in_the_middle_of_a_tar_shard(tmp_path, workers):
+    """Shards of 10, windows of 8, batches of 4: the stop falls into a window and a shard."""
+    section = {"name": "scenes", "size": 16, "num_scenes": 27}
+    assert pack(section, tmp_path / "set", picture_format="png", shard_size=10, workers=1) == 0
+
+    def run(folder, **options):
+        dataset = ShardsDataset(path=tmp_path / "set", size=16, window=8)
+        return trainer(tmp_path / folder, dataset=dataset, workers=workers, **options)
+
+    unbroken = run("unbroken")
+    unbroken.train()
+    assert run("stopped", hooks=[StopAfter(52)]).train().pictures_seen == 52
+    resumed = run("stopped")
+    resumed.resume()
+    assert resumed.train().pictures_seen == 160
+    assert_same_bits(learned(resumed), learned(unbroken))
