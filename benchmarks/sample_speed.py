@@ -1,0 +1,295 @@
+"""Times sampling with a trained model against diffusers, and says how good each picture is.
+
+python benchmarks/sample_speed.py runs/quickstart/model
+
+Prints one JSON object; the exit code is 1 if a promise is broken. See benchmarks/README.md.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from _measuring import forward_flops, in_turns, machine, now, ratio, rounded, summary
+from _rivals import Inputs, Network, rival_of
+from torch import nn
+
+from tinydiffusion.build import build_evaluators, build_validation
+from tinydiffusion.commands._evaluation import evaluate_pipeline
+from tinydiffusion.commands._plan_calls import num_evaluations
+from tinydiffusion.commands._sources import evaluation_prompts
+from tinydiffusion.config import SamplingConfig
+from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.protocols import Dataset
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = "ddpm:1000"
+FAST = [f"{name}:{n}" for name in ("ddim", "dpmpp_2m", "euler", "heun") for n in (4, 10, 20, 50)]
+QUICK = ["ddpm:2", "heun:2"]
+METRICS = ("scene_accuracy", "pixel_fd")
+SHOWN = ("scene_accuracy", "scene_accuracy/one_object", "scene_accuracy/two_objects", "pixel_fd")
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "euler": "FlowMatchEulerDiscreteScheduler",
+}
+"""Our sampler -> the scheduler of diffusers of as many evaluations; heun has none."""
+MOST_EVALUATIONS, MAX_LOSS, MAX_PIXEL_FD = 10, 0.02, 1.1
+"""What few steps must cost at most, and how near to `REFERENCE` they must come."""
+MIN_RATIO = 2.5  # of diffusers' pictures per second
+MAX_FIRST_PICTURE = 6.0  # seconds
+
+
+def sampling_of(setting: str, default: SamplingConfig) -> SamplingConfig:
+    """What is set by a word such as "euler:10"; guidance and spacing as the model has them."""
+    sampler, _, steps = setting.partition(":")
+    return dataclasses.replace(default, sampler=sampler, steps=int(steps))
+
+
+# ---- ours ------------------------------------------------------------------------------------
+
+
+def our_pace(pipeline: TextToImage, prompts: Sequence[str], sampling: SamplingConfig) -> float:
+    """Pictures per second, text encoding included."""
+    start = now(pipeline.device)
+    pipeline.generate(prompts, sampling=sampling, batch_size=len(prompts))
+    return len(prompts) / (now(pipeline.device) - start)
+
+
+def first_picture(model: Path, prompt: str, flags: Sequence[str], device: str) -> float:
+    """Seconds from the start of a process to the PNG file of one picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "sample.py", str(model.resolve()), prompt, "--out", folder]
+        start = now(torch.device("cpu"))
+        subprocess.run(
+            [*command, "--device", device, *flags],
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True,
+        )  # fmt: skip
+        return now(torch.device("cpu")) - start
+
+
+def quality(
+    pipeline: TextToImage, reference: Dataset, sampling: SamplingConfig, num_images: int
+) -> dict[str, float]:
+    """Scene accuracy, also by the number of objects, and pixel distance."""
+    evaluators = build_evaluators(METRICS, {})
+    rows = evaluate_pipeline(
+        pipeline, evaluators, reference, num_images=num_images, sampling=sampling
+    )
+    return {row["name"]: rounded(row["value"]) for row in rows if row["name"] in SHOWN}
+
+
+# ---- diffusers -------------------------------------------------------------------------------
+
+
+class Rival:
+    """A pipeline as diffusers' are written: its UNet with random weights, its schedulers.
+
+    The texts are there before the clock starts.
+
+    Args:
+        network: See `rival_of`.
+        inputs: Noise and texts of a batch.
+        dtype: Of weights and arithmetic.
+        guidance_scale: 1 is off.
+    """
+
+    def __init__(
+        self, network: Network, inputs: Inputs, dtype: torch.dtype, guidance_scale: float
+    ) -> None:
+        torch.manual_seed(0)
+        device = inputs.sample.device
+        self.module: nn.Module = network.build().to(device, dtype).eval()
+        self.noise = inputs.sample.to(dtype)
+        states = inputs.text.encoder_hidden_states.to(dtype)
+        self.guided, self.guidance_scale = guidance_scale != 1, guidance_scale
+        self.states = torch.cat([states, states]) if self.guided else states
+
+    def pace(self, scheduler: str, steps: int) -> float:
+        """Pictures per second."""
+        start = now(self.noise.device)
+        self.sample(scheduler, steps)
+        return len(self.noise) / (now(self.noise.device) - start)
+
+    @torch.no_grad()
+    def sample(self, scheduler: str, steps: int) -> torch.Tensor:
+        """Pictures, both halves of guidance in one call."""
+        import diffusers
+
+        made = getattr(diffusers, scheduler)()
+        made.set_timesteps(steps, device=self.noise.device)
+        x = self.noise
+        for t in made.timesteps:
+            both = torch.cat([x, x]) if self.guided else x
+            output = self.module(both, t, self.states, return_dict=False)[0]
+            if self.guided:
+                with_text, without = output.chunk(2)
+                output = without + self.guidance_scale * (with_text - without)
+            x = made.step(output, t, x, return_dict=False)[0].to(x.dtype)
+        return x
+
+
+def rival_for(
+    pipeline: TextToImage, batch_size: int
+) -> tuple[Callable[[torch.dtype], Rival], dict[str, Any]]:
+    """Makes the model's rival in a number format, and what is compared."""
+    encoder, device = pipeline.text_encoder, pipeline.device
+    shapes = (pipeline.image_shape[-1], encoder.max_length, encoder.hidden_size)
+    one = Inputs.random(1, *shapes, device)
+    flops = forward_flops(lambda: pipeline.network(one.sample, one.timesteps.float(), one.text))
+    network, channels = rival_of(flops, one)
+    parameters, their_flops = network.count(one)
+    inputs = Inputs.random(batch_size, *shapes, device)
+    scale = pipeline.config.sampling.guidance_scale
+    return lambda dtype: Rival(network, inputs, dtype, scale), {
+        "ours": {
+            "parameters": sum(p.numel() for p in pipeline.network.parameters()),
+            "forward_gflop": rounded(flops / 1e9),
+        },
+        "diffusers": {
+            "channels": channels,
+            "parameters": parameters,
+            "forward_gflop": rounded(their_flops / 1e9),
+        },
+    }
+
+
+def faster(make: Callable[[torch.dtype], Rival], rounds: int) -> tuple[Rival, dict[str, Any]]:
+    """The rival in float32 or in bfloat16, whichever is faster, and how fast both are."""
+    rivals = {str(dtype)[6:]: make(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    for each in rivals.values():
+        each.pace("DDIMScheduler", 1)  # wakes the kernels
+    paces = in_turns(
+        {name: partial(each.pace, "DDIMScheduler", 4) for name, each in rivals.items()}, rounds
+    )
+    medians = {name: summary(values)["median"] for name, values in paces.items()}
+    chosen = max(medians, key=lambda name: medians[name])
+    return rivals[chosen], {"chosen": chosen, "pictures_per_s_in_4_steps": medians}
+
+
+# ---- all of it -------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is measured."""
+    pipeline = TextToImage.from_pretrained(options.model, device=options.device)
+    reference = build_validation(pipeline.config)
+    if reference is None:
+        raise SystemExit(f"the config of {options.model} has no `validation` to take prompts from")
+    prompts = evaluation_prompts(reference, options.batch_size)
+    make, networks = rival_for(pipeline, options.batch_size)
+    opponent, precision = faster(make, options.rounds)
+    cold = partial(first_picture, options.model, prompts[0], device=options.device)
+    default = pipeline.config.sampling
+    our_pace(pipeline, prompts, dataclasses.replace(default, steps=1))  # wakes the kernels
+    result = {
+        "machine": machine(pipeline.device),
+        "model": str(options.model),
+        "networks": networks,
+        "precision": {
+            "ours": "bfloat16" if pipeline.bfloat16 else "float32",
+            "diffusers": precision,
+        },
+        "batch_size": options.batch_size,
+        "num_images": options.num_images,
+        "guidance_scale": default.guidance_scale,
+        "default": {
+            "setting": f"{default.sampler}:{default.steps}",
+            "first_picture_s": summary([cold(flags=()) for _ in range(options.rounds)]),
+        },
+        "settings": {},
+    }
+    for setting in options.settings:
+        print(setting, file=sys.stderr)
+        sampling = sampling_of(setting, default)
+        flags = ("--sampler", sampling.sampler, "--steps", str(sampling.steps))
+        result["settings"][setting] = {
+            "evaluations": num_evaluations(pipeline, sampling),
+            **speeds(pipeline, prompts, opponent, sampling, options.rounds),
+            "first_picture_s": summary([cold(flags=flags) for _ in range(options.rounds)]),
+            "quality": quality(pipeline, reference, sampling, options.num_images),
+        }
+    return result
+
+
+def speeds(
+    pipeline: TextToImage,
+    prompts: Sequence[str],
+    opponent: Rival,
+    sampling: SamplingConfig,
+    rounds: int,
+) -> dict[str, Any]:
+    """Pictures per second, ours and in turns with it those of diffusers' scheduler."""
+    contestants = {"ours": partial(our_pace, pipeline, prompts, sampling)}
+    scheduler = SCHEDULERS.get(sampling.sampler)
+    if scheduler is not None:
+        contestants["diffusers"] = partial(opponent.pace, scheduler, sampling.steps)
+    paces = in_turns(contestants, rounds)
+    ours = {"pictures_per_s": summary(paces["ours"])}
+    if scheduler is None:
+        return ours
+    theirs = {"scheduler": scheduler, "pictures_per_s": summary(paces["diffusers"])}
+    return {**ours, "diffusers": theirs, "ratio": ratio(paces["ours"], paces["diffusers"])}
+
+
+def verdict(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What is broken and what was not measured, in words."""
+    settings = result["settings"]
+    seconds = result["default"]["first_picture_s"]["median"]
+    broken = [
+        f"{name}: {row['ratio']['median']} times diffusers' pictures/s, {MIN_RATIO} were promised"
+        for name, row in settings.items()
+        if "ratio" in row and row["ratio"]["median"] < MIN_RATIO
+    ]
+    if seconds > MAX_FIRST_PICTURE:
+        broken.append(f"first picture after {seconds} s, at most {MAX_FIRST_PICTURE} promised")
+    few = {n: r for n, r in settings.items() if r["evaluations"] <= MOST_EVALUATIONS}
+    if REFERENCE not in settings or not few:
+        return {"broken": broken, "not_measured": [f"few steps as good as {REFERENCE}"]}
+    if not any(as_good(row["quality"], settings[REFERENCE]["quality"]) for row in few.values()):
+        broken.append(
+            f"none of {', '.join(few)} comes within {MAX_LOSS} of the scene_accuracy and "
+            f"{MAX_PIXEL_FD} times the pixel_fd of {REFERENCE}"
+        )
+    return {"broken": broken, "not_measured": []}
+
+
+def as_good(quality: Mapping[str, float], reference: Mapping[str, float]) -> bool:
+    """Whether nothing worth speaking of is lost."""
+    return (
+        quality["scene_accuracy"] >= reference["scene_accuracy"] - MAX_LOSS
+        and quality["pixel_fd"] <= reference["pixel_fd"] * MAX_PIXEL_FD
+    )
+
+
+def main() -> int:
+    """The exit code: 1 if a promise was broken."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="a model folder trained on scenes")
+    parser.add_argument("--settings", nargs="+", metavar="SAMPLER:STEPS", default=None)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--num-images", type=int, default=256, help="that are measured")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="few pictures, which prove nothing")
+    options = parser.parse_args()
+    options.settings = options.settings or (QUICK if options.quick else [REFERENCE, *FAST])
+    if options.quick:
+        options.rounds, options.batch_size, options.num_images = 1, 2, 4
+    result = run(options)
+    result |= {"broken": [], "not_measured": []} if options.quick else verdict(result)
+    print(json.dumps(result, indent=1))
+    return 1 if result["broken"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
