@@ -48,7 +48,7 @@ def test_flow_reaches_the_exact_solution(name):
 
 
 @pytest.mark.parametrize("schedule_name", ["cosine", "flow"])
-@pytest.mark.parametrize("name", ["euler", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["euler", "ddim", "heun", "dpmpp_2m"])
 def test_twenty_steps_from_pure_noise_are_near(schedule_name, name):
     sigmas = make_schedule(schedule_name).sampling_sigmas(20)
     x, pictures = solve(name, sigmas)
