@@ -124,8 +124,10 @@ class Replicated:
     def _wrapped(self, batch: Batch, generators: Generators) -> DistributedDataParallel:
         """DDP, told of parameters that get no gradient: it would wait for them for ever."""
         states = [generator.get_state() for generator in generators]
-        loss, _ = self._module(batch, generators)
         parameters = list(self.parameters.values())
+        cuda = [p.device for p in parameters[:1] if p.device.type == "cuda"]
+        with torch.random.fork_rng(devices=cuda):  # of dropout
+            loss, _ = self._module(batch, generators)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)

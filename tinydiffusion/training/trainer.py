@@ -153,6 +153,7 @@ class Trainer:
             self._log,
         ):
             self._continues = True
+            self._agreed.stopped_by = None
             try:
                 self._run()
             except BaseException:
