@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from tinydiffusion import cli
 
+pytestmark = pytest.mark.xdist_group("train by several processes")  # `runs` once
 SIZES = ("smoke", "quickstart", "emoji")
 SHORT = [
     "--validation", "null", "--dataset.name", "scenes", "--dataset.num_scenes", "40",
