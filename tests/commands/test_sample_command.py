@@ -77,7 +77,7 @@ def test_every_option_is_recorded_and_changes_the_pictures(sample):
     for number, (flags, recorded) in enumerate(
         [
             (["--seed", "1"], {"seed": 1}),
-            (["--sampler", "heun"], {"sampler": "heun"}),
+            (["--sampler", "heun", "--steps", "3"], {"sampler": "heun", "steps": 3}),
             (["--sampler", "ddim", "--sampler.eta", "0.5"], {"sampler_options": {"eta": 0.5}}),
             (["--sampler", "ddim", "--sampler.eta=1e-1"], {"sampler_options": {"eta": 0.1}}),
             (["--steps", "4"], {"steps": 4}),
