@@ -33,7 +33,7 @@ CONFIG = "configs/quickstart.yaml"
 SIZE = 32
 BATCH = 64
 READINGS = 20  # of memory, in one epoch
-MAX_GROWTH = 0.01  # of the resident memory, after the first tenth of the epoch
+MAX_GROWTH = 0.02  # of the resident memory, after the first tenth of the epoch
 MIN_RATIO = 0.95  # of the throughput in memory
 
 
