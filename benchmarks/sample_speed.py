@@ -202,6 +202,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "num_images": options.num_images,
         "guidance_scale": default.guidance_scale,
+        "guidance_interval": default.guidance_interval,
         "default": {
             "setting": f"{default.sampler}:{default.steps}",
             "first_picture_s": summary([cold(flags=()) for _ in range(options.rounds)]),

@@ -42,7 +42,10 @@ UNUSUAL = Config(
     validation={"path": "other"},
     network={"name": "unet", "channels": [32, 64], "dropout": 1e-5},
     training=TrainingConfig(max_minutes=1.5, betas=(0.5, 0.75), precision="bfloat16"),
-    sampling=SamplingConfig(prompts=("a dog 🙂", "yes", "null", "1e-4", "- a: [b", "", " x ")),
+    sampling=SamplingConfig(
+        guidance_interval=(1e-5, 3.0),
+        prompts=("a dog 🙂", "yes", "null", "1e-4", "- a: [b", "", " x "),
+    ),
     evaluation=EvaluationConfig(metrics=("pixel_fd",), options={"pixel_fd": {"size": 4}}),
     seed=7,
 )
@@ -210,6 +213,7 @@ def test_a_whole_number_will_do_for_a_fraction():
         ("training.betas", "[0.9]", "list[float, float]"),
         ("training.betas", "[0.9, 0.9, 0.9]", "list[float, float]"),
         ("training.betas", "0.9", "list[float, float]"),
+        ("sampling.guidance_interval", "[0.5]", "list[float, float] | None"),
         ("sampling.prompts", "a red circle", "list[str]"),
         ("sampling.prompts", "[1, two]", "list[str]"),
         ("evaluation.metrics", "pixel_fd", "list[str]"),

@@ -161,6 +161,7 @@ SENSELESS = {
     "sampling.spacing": ("", "even"),
     "sampling.guidance_scale": (1e300, -1e9),
     "sampling.guidance_rescale": (-0.1, 1.1),
+    "sampling.guidance_interval": ([3, 0.3], [1, 1], [-1, 1], [0, 2**62]),
     "sampling.every": (0, -1, 2**62),
     "sampling.prompts": (["x"] * 2000,),
     "sampling.num_prompts": COUNT,

@@ -83,6 +83,39 @@ def test_pictures_do_not_depend_on_the_batch_size_in_bfloat16(model):
     assert not torch.equal(model.generate(PROMPTS[:3], **options), images)
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
+def test_pictures_of_a_guidance_interval_do_not_depend_on_the_batch_size(model, sampler):
+    """Calls of the network without the unconditional half are of the same shape too."""
+    options = {"sampling": sampling(sampler=sampler, guidance_interval=(0.5, 5.0))}
+    images, *others = (
+        model.generate(PROMPTS, seed=7, batch_size=size, **options) for size in (8, 1, 3, 5)
+    )
+    assert all(torch.equal(images, other) for other in others)
+    for changes in ({}, {"guidance_scale": 1.0}):
+        plain = model.generate(PROMPTS, seed=7, sampling=sampling(sampler=sampler, **changes))
+        assert not torch.equal(images, plain)
+
+
+def test_an_interval_saves_the_unconditional_half_outside(model):
+    """Euler's 4 steps of the flow begin at sigma 4095, 3, 1 and 1/3."""
+
+    def pictures_and_calls(**changes):
+        shapes = []
+        hook = model.network.register_forward_pre_hook(lambda _, x: shapes.append(len(x[0])))
+        with hook:
+            return model.generate(PROMPTS, sampling=sampling(**changes)), shapes
+
+    images, everywhere = pictures_and_calls()
+    unguided, nowhere = pictures_and_calls(guidance_scale=1.0)
+    assert (everywhere, nowhere) == ([8] * 8, [8] * 4)
+    for interval, expected, calls in [
+        ((0.0, 10_000.0), images, 8), ((5.0, 100.0), unguided, 4), ((0.5, 3.5), None, 6),
+    ]:  # fmt: skip
+        same, shapes = pictures_and_calls(guidance_interval=interval)
+        assert shapes == [8] * calls
+        assert expected is None or torch.equal(same, expected)
+
+
 def test_picture_i_has_seed_plus_i(model):
     options = {"sampling": sampling(sampler="ddpm")}
     images = model.generate(["a red circle"] * 3, seed=5, **options)
@@ -136,6 +169,7 @@ def test_the_models_sampling_section_is_the_default(model):
         ({"sampling": sampling(spacing="traling")}, "did you mean 'trailing'"),
         ({"sampling": sampling(sampler="eulr")}, "did you mean 'euler'"),
         ({"sampling": sampling(guidance_rescale=1.5)}, "guidance_rescale"),
+        ({"sampling": sampling(guidance_interval=(3.0, 0.3))}, "got 3 and 0.3; 0 and 10000"),
         ({"sampler_options": {"eta": 1.0}}, "no option 'eta'"),
         ({"sampler_options": {"generators": []}}, "set by the pipeline"),
         ({"sampling": sampling(sampler="ddim"), "sampler_options": {"eta": 2.0}}, "eta"),

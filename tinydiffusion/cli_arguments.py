@@ -19,7 +19,9 @@ Command = tuple[
 
 MAX_COUNT = 1_000_000
 
-SAMPLING_FLAGS = ("sampler", "steps", "spacing", "guidance_scale", "guidance_rescale")
+SAMPLING_FLAGS = (
+    "sampler", "steps", "spacing", "guidance_scale", "guidance_rescale", "guidance_interval",
+)  # fmt: skip
 """Settings of `config.SamplingConfig` that are flags of sample and evaluate."""
 
 
@@ -36,6 +38,10 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add("--spacing", metavar="NAME", help="trailing, leading, linspace or karras noise levels.")
     add("--guidance-scale", type=float, metavar="X", help="1 = off; default: the model's.")
     add("--guidance-rescale", type=float, metavar="X", help="In [0, 1]; default: the model's.")
+    add(
+        "--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="Noise levels (noise / signal) that are guided; default: the model's.",
+    )  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, mps.")
     add(
         "--precision", default="auto", choices=["auto", "float32", "bfloat16"],
@@ -84,7 +90,8 @@ def _prompt_of(line: str, place: str) -> str:
 def sampling_overrides(known: argparse.Namespace) -> dict[str, Any]:
     """Those of `SAMPLING_FLAGS` that were given."""
     values = {name: getattr(known, name) for name in SAMPLING_FLAGS}
-    return {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
 
 
 def count(text: str) -> int:

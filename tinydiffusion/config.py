@@ -111,6 +111,8 @@ class SamplingConfig:
     """Classifier-free guidance; 1 = off."""
     guidance_rescale: float = 0.0
     """Share of the guided picture's contrast taken back, in [0, 1]."""
+    guidance_interval: tuple[float, float] | None = None
+    """Noise levels (noise / signal) that are guided, above the first to the second; null = all."""
     every: int = 20_000
     """Pictures between two sample grids and validation losses."""
     prompts: tuple[str, ...] = ()
@@ -174,8 +176,8 @@ KEYS = [
 """Every section and key that is typed here; plug-ins add their options."""
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """The config as nested dicts and lists, ready for YAML or JSON."""
+def to_dict(config: Config | SamplingConfig) -> dict[str, Any]:
+    """The config, or this section, as nested dicts and lists, ready for YAML or JSON."""
     return _plain(dataclasses.asdict(config))
 
 

@@ -14,6 +14,7 @@ from tinydiffusion.build import build_schedule
 from tinydiffusion.config import Config, SamplingConfig
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.fixed_rows import FixedRows
+from tinydiffusion.diffusion.guidance import check_guidance_interval
 from tinydiffusion.diffusion.noise import picture_generators, randn
 from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.model_folder.layout import INDEX, Model
@@ -121,6 +122,7 @@ class TextToImage:
         for name, most in (("guidance_scale", MAX_GUIDANCE), ("guidance_rescale", 1)):
             if not 0 <= (value := getattr(sampling, name)) <= most:  # NaN is not
                 raise ValueError(f"{name} must be in [0, {most:g}], got {value}")
+        check_guidance_interval(sampling.guidance_interval)
         sigmas = self.denoiser.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
         return self._sampler(sampling.sampler, sampler_options or {}), sigmas
 
@@ -188,6 +190,7 @@ class TextToImage:
             negative=TextStates(*negative),
             guidance_scale=sampling.guidance_scale,
             guidance_rescale=sampling.guidance_rescale,
+            guidance_interval=sampling.guidance_interval,
             clip_sample=True,
         )
 

@@ -96,6 +96,16 @@ def test_sampling_flags_and_seed_change_the_pictures(model, evaluate):
     assert values(evaluate(model, *flags, "--seed", "9")) != values(plain)
 
 
+def test_a_guidance_interval_is_told_and_its_state_goes_on(model, evaluate, tmp_path):
+    flags = ["--metrics", "pixel_fd", "--num-images", "6"]
+    state = ["--guidance-interval", "0.5", "3", "--state", str(tmp_path / "state")]
+    within = evaluate(model, *flags, *state)
+    assert within["context"]["sampling"]["guidance_interval"] == [0.5, 3.0]
+    plain = evaluate(model, *flags)
+    assert plain["context"]["sampling"]["guidance_interval"] is None
+    assert values(evaluate(model, *flags, *state)) == values(within) != values(plain)
+
+
 def test_the_reference_may_be_the_training_set_or_a_folder(model, evaluate, scenes):
     flags = ["--metrics", "pixel_fd", "--num-images", "6"]
     numbers = [

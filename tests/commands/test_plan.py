@@ -2,20 +2,21 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tinydiffusion.commands import _plan_disk, _plan_memory
+from tinydiffusion.commands import _plan_calls, _plan_disk, _plan_memory
 from tinydiffusion.commands._plan import plan
-from tinydiffusion.commands._plan_calls import num_evaluations
+from tinydiffusion.commands._plan_calls import num_evaluations, num_rows, sampling_seconds
 from tinydiffusion.commands._plan_disk import checkpoint_bytes
 from tinydiffusion.commands._plan_step import measure_steps
 from tinydiffusion.commands._plan_table import print_plan
 from tinydiffusion.commands.train import _Run
-from tinydiffusion.config import load
+from tinydiffusion.config import SamplingConfig, load
 from tinydiffusion.errors import DiskError
 from tinydiffusion.models._blocks import Attention
 from tinydiffusion.processes import ALONE
@@ -153,6 +154,36 @@ def test_a_checkpoint_of_another_optimizer_is_counted_too(tiny, tmp_path, module
 def test_network_evaluations_of_a_sampler(run, sampler, evaluations):
     sampling = type(run.config.sampling)(sampler=sampler, steps=7)
     assert num_evaluations(run.pipeline, sampling) == evaluations
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "ddpm", "dpmpp_2m"])
+@pytest.mark.parametrize(
+    "guidance",
+    [{}, {"guidance_scale": 1.0}, {"guidance_interval": (0.5, 5.0)},
+     {"guidance_interval": (0.5, 5.0), "guidance_scale": 1.0}],
+    ids=["everywhere", "off", "interval", "interval, but off"],
+)  # fmt: skip
+def test_rows_of_a_picture_are_those_that_the_network_sees(run, sampler, guidance):
+    sampling, rows = SamplingConfig(sampler=sampler, steps=5, **guidance), []
+    network = run.pipeline.network
+    with network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0]))):
+        run.pipeline.generate(["a red circle"] * 8, sampling=sampling)
+    assert num_rows(run.pipeline, sampling) == sum(rows) / 8
+
+
+def test_seconds_of_a_picture_grow_with_the_rows(run, monkeypatch):
+    """Two steps of which one is guided stand for ten of which four are, on a clock of rows."""
+    clock = [0.0]
+    network, config = run.pipeline.network, run.pipeline.config
+    sampling = SamplingConfig(steps=10, guidance_interval=(0.5, 5.0))
+    monkeypatch.setattr(run.pipeline, "config", replace(config, sampling=sampling))
+    monkeypatch.setattr(_plan_calls, "perf_counter", lambda: clock[0])
+
+    def tick(_, inputs):
+        clock[0] += len(inputs[0])
+
+    with network.register_forward_pre_hook(tick):
+        assert sampling_seconds(run.pipeline, ["a red circle"] * 32) == 10 + 5
 
 
 # ---- nothing is left -------------------------------------------------------------------------

@@ -179,6 +179,7 @@ def test_half_a_line_is_no_line(sample, kill_at, tmp_path):
         ["--seed", "1"], ["--steps", "3"], ["--guidance-scale", "1"], ["--sampler", "heun"],
         ["--negative-prompt", "a dog"], ["--spacing", "karras"], ["--sampler", "ddpm"],
         ["--sampler", "ddim", "--sampler.eta", "0.5"], ["--guidance-rescale", "0.5"],
+        ["--guidance-interval", "0", "1"],
     ],
 )  # fmt: skip
 def test_pictures_of_other_settings_are_replaced(sample, made, flags):
@@ -186,7 +187,8 @@ def test_pictures_of_other_settings_are_replaced(sample, made, flags):
     sample()
     made.clear()
     assert sample(*FLAGS, *flags) == fresh
-    assert len(made) == 4
+    assert sample(*FLAGS, *flags) == fresh
+    assert len(made) == 4  # the second time they are there already
 
 
 def test_pictures_of_another_model_are_replaced(sample, model, made, tmp_path):
@@ -252,6 +254,7 @@ def test_metadata_of_a_stranger_deletes_no_other_file(sample, tmp_path):
         (["--guidance-scale", "nan"], "guidance_scale must be in [0, 1000], got nan"),
         (["--guidance-scale", "inf"], "guidance_scale must be in [0, 1000], got inf"),
         (["--guidance-scale", "-1"], "guidance_scale must be in [0, 1000], got -1.0"),
+        (["--guidance-interval", "0", "inf"], "high <= 10000, got 0 and inf; 0 and 10000 is"),
         (["--guidance-rescale", "nan"], "guidance_rescale must be in [0, 1], got nan"),
         (["--seed", "18446744073709551616"], "the seed of every picture must be in [0, 2**64)"),
         (["--seed", "18446744073709551615", "--num-images", "2"], "the seed of every picture"),

@@ -113,6 +113,43 @@ def test_scale_one_needs_one_half():
     assert [size for size, _ in denoiser.network.calls] == [B]
 
 
+class Mixing(nn.Module):
+    """Answers otherwise for every text; remembers how many rows it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def forward(self, sample, timesteps, text):
+        self.rows.append(len(sample))
+        return torch.sin(sample + text.pooled[:, :1, None, None])
+
+
+@pytest.mark.parametrize("schedule_name", ["linear", "cosine", "flow"])
+def test_the_interval_takes_effect_within_its_bounds_alone(schedule_name):
+    """Bits of guidance everywhere inside, of no guidance and half the rows outside."""
+    schedule = make_schedule(schedule_name)
+    levels = schedule.sampling_sigmas(10)[:-1]
+    low, high = levels[6].item(), levels[2].item()
+    for interval, guided in [((0.0, 10_000.0), range(10)), ((low, high), range(2, 6)),
+                             ((low, low * (1 + 1e-6)), ()), (None, range(10))]:  # fmt: skip
+        network = Mixing()
+        denoiser = Denoiser(network, schedule, prediction_type="v_prediction")
+        options = {"negative": text_states(0.1), "guidance_rescale": 0.5}
+        within = denoiser.denoise(
+            text_states(0.3), **options, guidance_scale=3.0, guidance_interval=interval
+        )
+        everywhere = denoiser.denoise(text_states(0.3), **options, guidance_scale=3.0)
+        nowhere = denoiser.denoise(text_states(0.3), **options, guidance_scale=1.0)
+        for i, sigma in enumerate(levels):
+            x = noisy(sigma)
+            expected = everywhere if i in guided else nowhere
+            network.rows.clear()
+            assert torch.equal(within(x, sigma), expected(x, sigma))
+            assert network.rows == [2 * B if i in guided else B] * 2
+            assert not torch.equal(everywhere(x, sigma), nowhere(x, sigma))
+
+
 def test_clip_sample_keeps_x_0_in_range():
     denoiser = make()
     sigma = denoiser.schedule.sigmas[400]
@@ -136,3 +173,5 @@ def test_faults():
         make().denoise(text_states(0.0), guidance_scale=2.0)
     with pytest.raises(ValueError, match=r"got 1\.5"):
         make().denoise(text_states(0.0), guidance_rescale=1.5)
+    with pytest.raises(ValueError, match=r"guidance_interval must be .* got 3 and 0\.3"):
+        make().denoise(text_states(0.0), guidance_interval=(3.0, 0.3))

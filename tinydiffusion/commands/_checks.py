@@ -10,6 +10,7 @@ from tinydiffusion.build import build_schedule, captions_of, check_plugins
 from tinydiffusion.commands._sources import eval_batch
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.diffusion.denoiser import Denoiser
+from tinydiffusion.diffusion.guidance import check_guidance_interval
 from tinydiffusion.protocols import SOURCES, Batch, Dataset, Evaluator, Objective
 
 BOUNDS = {
@@ -46,6 +47,7 @@ def check_config(config: Config) -> None:
     schedule = build_schedule(config)
     Denoiser(nn.Identity(), schedule, prediction_type=config.diffusion.prediction_type)
     schedule.sampling_sigmas(config.sampling.steps, config.sampling.spacing)
+    check_guidance_interval(config.sampling.guidance_interval)
 
 
 def check_fits(

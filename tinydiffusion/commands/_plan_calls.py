@@ -24,6 +24,7 @@ from tinydiffusion.commands._sources import (
     evaluation_prompts,
 )
 from tinydiffusion.config import EvaluationConfig, SamplingConfig
+from tinydiffusion.diffusion.guidance import is_guided
 from tinydiffusion.diffusion.noise import picture_generators
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset
@@ -86,24 +87,35 @@ def sampling_seconds(pipeline: TextToImage, prompts: Sequence[str]) -> float:
     pipeline.generate(prompts, sampling=short)
     total = perf_counter() - start
     text = _encoding_seconds(pipeline, prompts)
-    times = num_evaluations(pipeline, sampling) / num_evaluations(pipeline, short)
+    times = num_rows(pipeline, sampling) / num_rows(pipeline, short)
     return (text + max(0.0, total - text) * times) / len(prompts)
 
 
 def num_evaluations(pipeline: TextToImage, sampling: SamplingConfig) -> int:
     """How often a sampler asks for the clean picture."""
-    calls = 0
+    return len(_levels_asked(pipeline, sampling))
+
+
+def num_rows(pipeline: TextToImage, sampling: SamplingConfig) -> int:
+    """How often the network sees each picture: twice where an evaluation is guided."""
+    levels = _levels_asked(pipeline, sampling)
+    if sampling.guidance_scale == 1:
+        return len(levels)
+    return sum(1 + is_guided(sigma, sampling.guidance_interval) for sigma in levels)
+
+
+def _levels_asked(pipeline: TextToImage, sampling: SamplingConfig) -> list[Float[Tensor, ""]]:
+    """The noise levels at which a sampler asks for the clean picture."""
+    levels = []
 
     def denoise(x: Float[Tensor, "B C H W"], sigma: Float[Tensor, ""]) -> Float[Tensor, "B C H W"]:
-        nonlocal calls
-        del sigma
-        calls += 1
+        levels.append(sigma)
         return torch.zeros_like(x)
 
     sampler, sigmas = pipeline.prepare(sampling)
     x = torch.ones(1, pipeline.image_shape[0], 1, 1, device=sigmas.device) * sigmas[0]
     sampler(denoise, x, sigmas, generators=picture_generators(0, 0, 1))
-    return calls
+    return levels
 
 
 class _Measuring:

@@ -20,7 +20,7 @@ from tinydiffusion.commands._sample_folder import (
 )
 from tinydiffusion.commands._shards import MANIFEST, WHOLE, Shard, check_same, share
 from tinydiffusion.commands._sources import prompts_sha256
-from tinydiffusion.config import SamplingConfig
+from tinydiffusion.config import SamplingConfig, to_dict
 from tinydiffusion.durable import replace_file
 from tinydiffusion.model_folder.layout import INDEX
 from tinydiffusion.pipeline import TextToImage
@@ -138,6 +138,7 @@ def _how(
         "spacing": sampling.spacing,
         "guidance_scale": sampling.guidance_scale,
         "guidance_rescale": sampling.guidance_rescale,
+        "guidance_interval": to_dict(sampling)["guidance_interval"],
         "precision": "bfloat16" if pipeline.bfloat16 else "float32",
         "device": pipeline.device.type,
     }

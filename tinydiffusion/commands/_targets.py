@@ -22,7 +22,7 @@ from tinydiffusion.commands._sources import (
     prompts_sha256,
 )
 from tinydiffusion.commands._statistics_file import StatisticsFile
-from tinydiffusion.config import ConfigError, SamplingConfig
+from tinydiffusion.config import ConfigError, SamplingConfig, to_dict
 from tinydiffusion.model_folder.layout import INDEX, WEIGHTS
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes
@@ -171,7 +171,7 @@ def _open_model(request: Request, measurement: Measurement, console: Console) ->
         "kind": "model",
         "model_sha256": model_sha256(request.target),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "sampling": dataclasses.asdict(sampling),
+        "sampling": to_dict(sampling),
         "seed": request.seed,
         "precision": "bfloat16" if pipeline.bfloat16 else "float32",
         "device": pipeline.device.type,

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tinydiffusion.diffusion.guidance import guide
+from tinydiffusion.diffusion.guidance import Interval, check_guidance_interval, guide, is_guided
 from tinydiffusion.diffusion.prediction import check_prediction_type, to_x_0
 from tinydiffusion.diffusion.schedule import MIN_SIGNAL, Schedule
 from tinydiffusion.protocols import Denoise, TextStates
@@ -48,6 +48,7 @@ class Denoiser(nn.Module):
         negative: TextStates | None = None,
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
+        guidance_interval: Interval | None = None,
         clip_sample: bool = False,
     ) -> Denoise:
         """The function (x, sigma) -> x_0 for these prompts.
@@ -58,24 +59,27 @@ class Denoiser(nn.Module):
                 Needed when guidance_scale is not 1, unused when it is.
             guidance_scale: 1 is off, see `guidance.guide`.
             guidance_rescale: In [0, 1], 0 is off.
+            guidance_interval: Noise levels that are guided, see `guidance.is_guided`; at others
+                the network is called without `negative`, for half the work.
             clip_sample: Clamp x_0 to [-1, 1]; right for pixels, wrong for latents.
 
         Raises:
-            ValueError: guidance without `negative`, or guidance_rescale outside [0, 1].
+            ValueError: guidance without `negative`, or an impossible rescale or interval.
         """
         if not 0 <= guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale must be in [0, 1], got {guidance_rescale}")
+        check_guidance_interval(guidance_interval)
         if guidance_scale != 1 and negative is None:
             raise ValueError(
                 f"guidance_scale {guidance_scale} needs the states of the empty prompt as "
                 "`negative`; without guidance the scale is 1"
             )
-        both = text if negative is None or guidance_scale == 1 else _concatenate(text, negative)
+        both = None if negative is None or guidance_scale == 1 else _concatenate(text, negative)
 
         def denoise(
             x: Float[Tensor, "B C H W"], sigma: Float[Tensor, ""]
         ) -> Float[Tensor, "B C H W"]:
-            if both is text:
+            if both is None or not is_guided(sigma, guidance_interval):
                 x_0 = self._to_x_0(x, sigma, text)
             else:  # both halves of guidance in one call of the network
                 with_text, without = self._to_x_0(torch.cat([x, x]), sigma, both).chunk(2)

@@ -3,6 +3,12 @@
 from jaxtyping import Float
 from torch import Tensor
 
+Interval = tuple[float, float]
+"""Noise levels sigma (noise / signal): above the first, up to and with the second."""
+
+MAX_SIGMA = 10_000.0
+"""Above every noise level of every schedule."""
+
 
 def guide(
     conditional: Float[Tensor, "B C H W"],
@@ -30,3 +36,30 @@ def guide(
     after = guided.std(per_picture, keepdim=True).clamp_min(1e-8)  # a flat picture has none
     rescaled = guided * before / after  # eq. 15
     return guidance_rescale * rescaled + (1 - guidance_rescale) * guided  # eq. 16
+
+
+def is_guided(sigma: Float[Tensor, ""], guidance_interval: Interval | None) -> bool:
+    """Whether guidance is applied at a noise level.
+
+    Kynkäänniemi et al. (2024), eq. 6, https://arxiv.org/abs/2404.07724. They move the bounds to
+    steps of the sampler; here each evaluation is asked for by itself, so that a step of a second
+    order (heun, dpmpp_2m) over a bound is guided in part.
+
+    Args:
+        sigma: Noise / signal.
+        guidance_interval: See `check_guidance_interval`; None = everywhere.
+    """
+    return guidance_interval is None or bool(guidance_interval[0] < sigma <= guidance_interval[1])
+
+
+def check_guidance_interval(guidance_interval: Interval | None) -> None:
+    """Raise ValueError where this is no interval of noise levels."""
+    if guidance_interval is None:
+        return
+    low, high = guidance_interval
+    if not 0 <= low < high <= MAX_SIGMA:  # NaN is not
+        raise ValueError(
+            "guidance_interval must be two noise levels sigma (noise / signal) with "
+            f"0 <= low < high <= {MAX_SIGMA:g}, got {low:g} and {high:g}; 0 and {MAX_SIGMA:g} is "
+            "everywhere"
+        )
