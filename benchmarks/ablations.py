@@ -92,8 +92,7 @@ class Run(NamedTuple):
 
 def main() -> None:
     """Run what has not been run yet, and print what came out."""
-    options, rest = _parser().parse_known_args()
-    overrides = [word for word in rest if word != "--"]
+    options, overrides = _options(sys.argv[1:])
     if options.quick:
         vars(options).update(QUICK)
         overrides = [*QUICK_OVERRIDES, *overrides]
@@ -112,11 +111,16 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
+def _options(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What stands before `--`, and the overrides behind it."""
+    end = words.index("--") if "--" in words else len(words)
+    return _parser().parse_args(words[:end]), list(words[end + 1 :])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Trains a recipe and variants of it; other flags are keys of the config, for "
-        "all of them, as for train.py.",
-        allow_abbrev=False,
+        description="Trains a recipe and variants of it. Flags behind a -- are keys of the config, "
+        "for all of them, as for train.py.",
     )
     add = parser.add_argument
     add("ladder", choices=LADDERS, help="which recipe")
@@ -126,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", nargs="+", metavar="NAME", help="these variants, and the base")
     add("--skip", nargs="+", metavar="NAME", default=[], help="all but these")
     add("--tier", choices=("core", "all"), default="all", help="core: those that tell most")
-    add("--num-images", type=int, default=512, help="to measure with; default %(default)s")
+    add("--num-images", type=int, help="to measure with; default: the config's")
     add("--jobs", type=int, default=1, help="runs beside each other; default %(default)s")
     add("--threads", type=int, help="of each run; default: as torch chooses")
     add("--runs", type=Path, metavar="DIR", help="default runs/ablations-<ladder>")
@@ -164,8 +168,9 @@ def _flags(
     options: argparse.Namespace, overrides: Sequence[str], variant: Variant, seed: int
 ) -> list[str]:
     budget = options.minutes - variant.contrastive_seconds / 60
-    last = {"training.max_minutes": budget, "evaluation.num_images": options.num_images,
-            "seed": seed}  # fmt: skip
+    last = {"training.max_minutes": budget, "seed": seed}
+    if options.num_images is not None:
+        last["evaluation.num_images"] = options.num_images
     return [*_words(FIRST), *overrides, *_words(variant.overrides), *_words(last)]
 
 
@@ -254,7 +259,8 @@ def _report(
         "command": shlex.join(["python", "benchmarks/ablations.py", *sys.argv[1:]]),
         "config": options.config or ladder.config,
         "overrides": list(overrides),
-        **{key: getattr(options, key) for key in ("minutes", "seeds", "num_images", "jobs")},
+        "num_images": runs[0].config().evaluation.num_images,
+        **{key: getattr(options, key) for key in ("minutes", "seeds", "jobs")},
         "machine": machine(pick_device("auto")) | {"threads": options.threads or "torch's choice"},
         "metrics": list(ladder.metrics),
         "variants": summary(rows, ladder.metrics),
