@@ -224,6 +224,51 @@ def test_mean_over_the_parts_is_that_of_the_batch(cuts):
     torch.testing.assert_close(total, whole)
 
 
+@pytest.mark.parametrize("cuts", [[1] * 16, [4, 12]])
+def test_chosen_noise_does_not_depend_on_how_the_batch_is_cut(cuts):
+    objective, first = make(noise_candidates=4), 0
+    objective.loss(batch(), generators())
+    whole = objective.denoiser.network.x_t
+    for size in cuts:
+        here = slice(first, first + size)
+        part = {key: values[here] for key, values in batch().items()}
+        objective.loss(part, generators()[here])
+        assert torch.equal(objective.denoiser.network.x_t, whole[here])
+        first += size
+
+
+def test_the_nearest_noise_is_added():
+    """Same levels and captions as with one candidate, and noise that is nearer to the picture."""
+    seen = {}
+    for number in (1, 16):
+        objective = make("flow", "flow", noise_candidates=number)
+        loss, _ = objective.loss(batch(), generators())
+        assert torch.equal(loss, objective.loss(batch(), generators())[0])
+        network = objective.denoiser.network
+        seen[number] = network.x_t, network.timesteps, objective.text_encoder.encoded[-1]
+    (plain, timesteps, captions), (nearest, same_timesteps, same_captions) = seen.values()
+    assert torch.equal(timesteps, same_timesteps)
+    assert captions == same_captions
+    x_0 = to_float(batch()["image"])
+    a, s = make_schedule("flow").coefficients(timesteps.long())
+    noises = [(x_t - a * x_0) / s for x_t in (plain, nearest)]
+    distances = [(noise - x_0).square().sum((1, 2, 3)).mean() for noise in noises]
+    assert distances[1] < 0.8 * distances[0]
+
+
+def test_one_candidate_is_the_noise_of_before():
+    """Loss and x_t of a batch by the draws as they have always been: two numbers, then noise."""
+    objective = make("flow", "flow", caption_dropout_prob=0.0)
+    objective.loss(batch(), generators())
+    network, drawn = objective.denoiser.network, []
+    for generator in generators():
+        torch.rand(2, generator=generator)
+        drawn.append(torch.randn(3, 4, 4, generator=generator))
+    x_0, timesteps = to_float(batch()["image"]), network.timesteps.long()
+    expected = make_schedule("flow").add_noise(x_0, torch.stack(drawn), timesteps)
+    assert torch.equal(network.x_t, expected)
+
+
 # ---- randomness ------------------------------------------------------------------------------
 
 
@@ -302,6 +347,8 @@ def test_a_probability_outside_0_and_1_is_an_error(probability):
     [
         ({"preview_weight": -1.0}, r"preview_weight must be in \[0, 1000\], got -1"),
         ({"preview_weight": 1e9}, r"preview_weight must be in \[0, 1000\], got 1000000000"),
+        ({"noise_candidates": 0}, r"noise_candidates must be in \[1, 64\], got 0"),
+        ({"noise_candidates": 65}, r"noise_candidates must be in \[1, 64\], got 65"),
         ({"gamma": 0.0}, "gamma must be above 0, got 0"),
         ({"sigma_data": 1e-300}, r"sigma_data must be in \[0.001, 1000\], got 1e-300"),
         ({"time_std": 0.0}, r"std of the time density must be in \(0, 20\], got 0"),

@@ -44,7 +44,47 @@ def randn(
     Raises:
         ValueError: the number of generators is not B.
     """
-    if len(generators) != shape[0]:
-        raise ValueError(f"{shape[0]} pictures need {shape[0]} generators, got {len(generators)}")
+    _check_number(generators, shape[0])
     drawn = [torch.randn(*shape[1:], generator=g, device=g.device) for g in generators]
     return torch.stack(drawn).to(device=device, dtype=dtype)
+
+
+def nearest_randn(
+    x_0: Float[Tensor, "B C H W"], generators: Generators, num_candidates: int
+) -> Float[Tensor, "B C H W"]:
+    """Of several standard normal noises for each picture, the one with the least squared distance.
+
+    The noise selection of Li et al. (2025), https://arxiv.org/abs/2505.18521. Their Immiscible
+    Diffusion (2024), https://arxiv.org/abs/2406.12303, assigns the noises of a batch to its
+    pictures; here a picture chooses among its own, so that it gets the same in any batch.
+
+    What is chosen is no longer standard normal: it is a little short, and on average it holds a
+    share 2 m / sqrt(2 n + 4 |x_0|^2) of the picture, where m is the expected largest of
+    `num_candidates` standard normal numbers and n = C H W; of 4 for 32 x 32 pixels, about 2 %.
+
+    Args:
+        x_0: Pictures in [-1, 1]; the noise is moved to their device.
+        generators: One per picture.
+        num_candidates: Of one, the noise is that of `randn`.
+
+    Raises:
+        ValueError: the number of generators is not B.
+    """
+    if num_candidates == 1:
+        return randn(x_0.shape, generators, device=x_0.device)
+    _check_number(generators, len(x_0))
+    shape = (num_candidates, *x_0.shape[1:])
+    drawn = [torch.randn(shape, generator=g, device=g.device) for g in generators]
+    candidates = torch.stack(drawn).to(x_0.device)
+    # One by one: sums over a whole batch are rounded in an order that depends on its size.
+    nearest = [
+        (noises - x).square().sum((1, 2, 3)).argmin()
+        for x, noises in zip(x_0, candidates, strict=True)
+    ]
+    pictures = torch.arange(len(x_0), device=x_0.device)
+    return candidates[pictures, torch.stack(nearest)]
+
+
+def _check_number(generators: Generators, count: int) -> None:
+    if len(generators) != count:
+        raise ValueError(f"{count} pictures need {count} generators, got {len(generators)}")
