@@ -16,8 +16,9 @@ from torch.distributed.run import get_args_parser
 
 from tinydiffusion import build, cli, protocols, registry
 from tinydiffusion.commands import sanity
+from tinydiffusion.commands._identity import MAY_CHANGE
 from tinydiffusion.commands._sample_folder import save_samples
-from tinydiffusion.commands.train import EXIT_CODES, MAY_CHANGE
+from tinydiffusion.commands.train import EXIT_CODES
 from tinydiffusion.datasets._captions import METADATA_NAMES
 from tinydiffusion.datasets.folder import SIDECARS
 from tinydiffusion.datasets.scenes import ScenesDataset

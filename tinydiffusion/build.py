@@ -22,6 +22,7 @@ from tinydiffusion.protocols import (
     Streaming,
     TextEncoder,
 )
+from tinydiffusion.training.compilation import Decision, compile_obstacle, decide
 from tinydiffusion.training.learner import Learner
 
 OURS = {
@@ -243,6 +244,22 @@ def build_learner(config: Config, objective: Any, processes: Processes = ALONE) 
     )  # fmt: skip
     options = {name: getattr(training, name) for name in names}
     return Learner(objective, seed=config.seed, processes=processes, **options)
+
+
+def decide_compilation(config: Config, device: torch.device) -> Decision:
+    """Whether this process should compile what it trains, and why.
+
+    Raises:
+        ValueError: it has to and cannot.
+    """
+    training = config.training
+    return decide(
+        training.compile,
+        device.type,
+        num_pictures=training.num_pictures,
+        max_seconds=None if training.max_minutes is None else 60 * training.max_minutes,
+        obstacle=compile_obstacle(device.type),
+    )
 
 
 def build_evaluators(

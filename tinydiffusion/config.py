@@ -79,6 +79,8 @@ class TrainingConfig:
     """Of the arithmetic; "auto" takes bfloat16 where the processor gains from it."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Use torch.compile; "auto" does in a run that is long enough to repay its warm-up."""
     num_workers: int = 0
     """Processes that prepare pictures; 0 = a thread."""
     checkpoint_every: int = 20_000

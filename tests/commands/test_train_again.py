@@ -167,6 +167,7 @@ def test_sigusr1_saves_and_goes_on_and_sigterm_ends(tiny, tmp_path, finished, un
     command = [sys.executable, "-m", "tinydiffusion.cli", "train", "--config", tiny, "--run-dir"]
     run_dir = tmp_path / "run"
     flags = ["--training.checkpoint_every", "1000000", "--training.num_pictures", "1000000"]
+    flags += ["--training.compile", "never"]
     with subprocess.Popen(
         [*command, str(run_dir), *flags, "--training.log_every", "8"], stderr=subprocess.PIPE
     ) as process:

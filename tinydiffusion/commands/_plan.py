@@ -85,7 +85,12 @@ def plan(
         trainer.num_pictures,
         trainer.max_seconds,
         [*calls, saving_call(trainer)],
-        {"preparation": Quantity(seconds_before, "seconds", "measured"), **ahead, **after},
+        {
+            "preparation": Quantity(seconds_before, "seconds", "measured"),
+            **ahead,
+            "warm-up": Quantity(step.warm_up, "seconds", "measured", "of the first step"),
+            **after,
+        },
     )
     at_once, dataset = trainer.batches.batch_size, trainer.batches.dataset
     sections = {

@@ -39,6 +39,7 @@ class StepCost(NamedTuple):
     """One optimizer step, of `batch_size` pictures in `accumulation` parts."""
 
     seconds: float  # median
+    warm_up: float  # seconds that the first one took longer
     forward_flops: dict[str, float]  # component -> per picture, forward pass alone
     flops: float  # per picture: forward, backward, and the optimizer's matrix products
     memory: Memory
@@ -63,10 +64,10 @@ def measure_steps(trainer: Trainer, components: Mapping[str, nn.Module]) -> Step
         learner.step(micro_batches, 0.0)
 
     with closing(batches):
-        step()  # makes the optimizer's state, and whatever else the first one makes
+        first = _timed(step, learner.device, 1)  # makes the optimizer's state, compiles ...
         forward, flops, activations = _counted(step, learner.parameters, components)
         _reset_peak(learner.device)
-        seconds = _timed(step, learner.device)
+        seconds = _timed(step, learner.device, TIMED_STEPS)
     trained = list(learner.parameters.values())
     weights = [*learner.module.parameters(), *learner.module.buffers()]
     memory = Memory(
@@ -79,7 +80,7 @@ def measure_steps(trainer: Trainer, components: Mapping[str, nn.Module]) -> Step
     )
     pictures = trainer.batches.batch_size * trainer.accumulation
     per_picture = {name: count / pictures for name, count in forward.items()}
-    return StepCost(seconds, per_picture, flops / pictures, memory)
+    return StepCost(seconds, max(0.0, first - seconds), per_picture, flops / pictures, memory)
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
@@ -119,7 +120,9 @@ def _counted(
     """FLOPs forward by component, FLOPs in all, and the most bytes that are no gradients."""
     device = next(iter(parameters.values())).device
     flops, live = FlopCounterMode(display=False), LiveBytes(device)
-    with _counting_forward(components, flops) as forward, flops, live:
+    # Compiled code would be counted as nothing.
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, _counting_forward(components, flops) as forward, flops, live:
         step()
     gradients = [p.grad for p in parameters.values() if p.grad is not None]
     return forward, flops.get_total_flops(), live.peak(without=gradients)
@@ -148,9 +151,9 @@ def _counting_forward(
             handle.remove()
 
 
-def _timed(step: Callable[[], None], device: torch.device) -> float:
+def _timed(step: Callable[[], None], device: torch.device, most: int) -> float:
     times: list[float] = []
-    while len(times) < TIMED_STEPS and sum(times) < LONG:
+    while len(times) < most and sum(times) < LONG:
         start = now(device)
         step()
         times.append(now(device) - start)

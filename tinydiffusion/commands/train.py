@@ -19,12 +19,14 @@ from tinydiffusion.build import (
     build_learner,
     build_objective,
     build_validation,
+    decide_compilation,
     pick_device,
     survey,
 )
 from tinydiffusion.commands._checks import check_config, check_fits
 from tinydiffusion.commands._evaluation import evaluate_pipeline
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
+from tinydiffusion.commands._identity import identity_of
 from tinydiffusion.commands._on_the_way import Evaluation
 from tinydiffusion.commands._pictures import save_labelled_grid
 from tinydiffusion.commands._plan import DEVICES, plan
@@ -38,6 +40,7 @@ from tinydiffusion.processes import Processes, joined, naming_lost_processes
 from tinydiffusion.protocols import Captioned, Dataset, EncodingAhead, Score, Selective
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.checkpoint import CheckpointFolder
+from tinydiffusion.training.compilation import compile_trained
 from tinydiffusion.training.console import console_tracker
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.data_record import digest
@@ -49,12 +52,6 @@ from tinydiffusion.training.trainer import Trainer, TrainResult
 
 METRIC_FAILED = 1
 EXIT_CODES = {None: 0, "SIGINT": 130, "SIGTERM": 143}
-MAY_CHANGE = (
-    "accumulation", "strategy", "device", "num_workers", "checkpoint_every", "keep_checkpoints",
-    "disk_wait_minutes", "hang_minutes", "rollback_on_spike", "log_every", "tensorboard",
-)  # fmt: skip
-"""Training settings that do not decide what is learned: a resumed run may change them."""
-
 REPORT = "report.json"
 VOCABULARY = "text_encoder.json"
 """File of a run that rebuilds its text encoder: other captions would give another vocabulary."""
@@ -106,6 +103,8 @@ class _Run:
         with processes.together():
             fingerprints = self._read_data()
         _check_same_data(processes, fingerprints)
+        # Where one process cannot compile, none does: all must learn the same.
+        self.compilation = min(processes.gather(self.compilation))
         vocabulary = processes.on_main(lambda: _earlier_vocabulary(run_dir))
         with processes.together(), naming_memory(self.device):
             self._build(vocabulary)
@@ -116,6 +115,7 @@ class _Run:
         config = self.config
         check_config(config)
         self.device = pick_device(config.training.device)
+        self.compilation = decide_compilation(config, self.device)
         self.evaluators = build_evaluators(config.evaluation.metrics, config.evaluation.options)
         with self.processes.one_by_one():
             self.dataset = build_dataset(config.dataset)
@@ -138,6 +138,8 @@ class _Run:
         )
         self.pipeline.prepare(self.config.sampling)  # wrong settings raise here
         check_fits(self.objective, self.evaluators, self.dataset, self.reference, self.device)
+        if self.compilation.compiles:
+            compile_trained(self.objective.denoiser.network, self.objective.text_encoder)
 
     def _reference(self) -> Dataset:
         """The set whose captions are the evaluation's prompts."""
@@ -208,6 +210,7 @@ class _Run:
             f"network {_count(self.objective.denoiser.network)}, text encoder {_count(encoder)}; "
             f"{precision} on {self.device}"
         )
+        console.print(self.compilation.reason)
         if self.processes.count > 1:
             parts = self.trainer.accumulation * self.processes.count
             each = self.config.training.batch_size // parts
@@ -301,7 +304,7 @@ class _Run:
             batches,
             accumulation=parts,
             run_dir=self.run_dir,
-            identity=_identity(self.config),
+            identity=identity_of(self.config, self.compilation),
             fingerprints=fingerprints,
             disk_wait_seconds=60 * training.disk_wait_minutes,
             hang_seconds=None if training.hang_minutes is None else 60 * training.hang_minutes,
@@ -374,17 +377,6 @@ def _earlier_vocabulary(run_dir: Path) -> dict[str, Any] | None:
     if not (file.exists() and CheckpointFolder(run_dir / "checkpoints").list()):
         return None
     return json.loads(file.read_bytes())
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    """What must not change between a checkpoint and its resumption."""
-    values = config_file.to_dict(config)
-    training = {k: v for k, v in values["training"].items() if k not in MAY_CHANGE}
-    names = ("dataset", "text_encoder", "network", "objective", "diffusion", "seed")
-    kept = {name: values[name] for name in names}
-    kept["dataset"].pop("workers", None)  # alters no picture
-    kept["network"].pop("gradient_checkpointing", None)  # alters no gradient
-    return {**kept, "training": training}
 
 
 def _size(dataset: Dataset) -> str:
