@@ -45,6 +45,10 @@ SCHEDULERS = {
 """Our sampler -> the scheduler of diffusers of as many evaluations; heun has none."""
 MOST_EVALUATIONS, MAX_LOSS, MAX_PIXEL_FD = 10, 0.02, 1.1
 """What few steps must cost at most, and how near to `REFERENCE` they must come."""
+STUDENT_EVALUATIONS, STUDENT_LOSS = 4, 0.05
+"""Likewise for a distilled model; its pixel distance is printed, and no bar is set for it."""
+LONG = 100
+"""Steps beyond which a quarter of the pictures is timed: a picture then takes seconds."""
 MIN_RATIO = 2.5  # of diffusers' pictures per second
 MAX_FIRST_PICTURE = 6.0  # seconds
 
@@ -112,25 +116,27 @@ class Rival:
         self.noise = inputs.sample.to(dtype)
         states = inputs.text.encoder_hidden_states.to(dtype)
         self.guided, self.guidance_scale = guidance_scale != 1, guidance_scale
-        self.states = torch.cat([states, states]) if self.guided else states
+        self.states = states
 
-    def pace(self, scheduler: str, steps: int) -> float:
-        """Pictures per second."""
-        start = now(self.noise.device)
-        self.sample(scheduler, steps)
-        return len(self.noise) / (now(self.noise.device) - start)
+    def pace(self, scheduler: str, steps: int, pictures: int | None = None) -> float:
+        """Pictures per second; of the whole batch, or of its first ones."""
+        x = self.noise[:pictures]
+        start = now(x.device)
+        self.sample(scheduler, steps, x)
+        return len(x) / (now(x.device) - start)
 
     @torch.no_grad()
-    def sample(self, scheduler: str, steps: int) -> torch.Tensor:
-        """Pictures, both halves of guidance in one call."""
+    def sample(self, scheduler: str, steps: int, x: torch.Tensor) -> torch.Tensor:
+        """Pictures from noise, both halves of guidance in one call."""
         import diffusers
 
         made = getattr(diffusers, scheduler)()
         made.set_timesteps(steps, device=self.noise.device)
-        x = self.noise
+        states = self.states[: len(x)]
+        states = torch.cat([states, states]) if self.guided else states
         for t in made.timesteps:
             both = torch.cat([x, x]) if self.guided else x
-            output = self.module(both, t, self.states, return_dict=False)[0]
+            output = self.module(both, t, states, return_dict=False)[0]
             if self.guided:
                 with_text, without = output.chunk(2)
                 output = without + self.guidance_scale * (with_text - without)
@@ -219,7 +225,30 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "first_picture_s": summary([cold(flags=flags) for _ in range(options.rounds)]),
             "quality": quality(pipeline, reference, sampling, options.num_images),
         }
+    if options.student is not None:
+        result["student"] = student(options, prompts, reference)
     return result
+
+
+def student(
+    options: argparse.Namespace, prompts: Sequence[str], reference: Dataset
+) -> dict[str, Any]:
+    """The same of a distilled model, sampled as its folder says."""
+    print(options.student, file=sys.stderr)
+    pipeline = TextToImage.from_pretrained(options.student, device=options.device)
+    sampling = pipeline.config.sampling
+    pace = partial(our_pace, pipeline, prompts, sampling)
+    pace()  # wakes the kernels
+    cold = partial(first_picture, options.student, prompts[0], (), options.device)
+    return {
+        "model": str(options.student),
+        "setting": f"{sampling.sampler}:{sampling.steps}",
+        "guidance_scale": sampling.guidance_scale,
+        "evaluations": num_evaluations(pipeline, sampling),
+        "pictures_per_s": summary([pace() for _ in range(options.rounds)]),
+        "first_picture_s": summary([cold() for _ in range(options.rounds)]),
+        "quality": quality(pipeline, reference, sampling, options.num_images),
+    }
 
 
 def speeds(
@@ -230,10 +259,12 @@ def speeds(
     rounds: int,
 ) -> dict[str, Any]:
     """Pictures per second, ours and in turns with it those of diffusers' scheduler."""
-    contestants = {"ours": partial(our_pace, pipeline, prompts, sampling)}
+    timed = prompts[:: 4 if sampling.steps > LONG else 1]
+    contestants = {"ours": partial(our_pace, pipeline, timed, sampling)}
     scheduler = SCHEDULERS.get(sampling.sampler)
     if scheduler is not None:
-        contestants["diffusers"] = partial(opponent.pace, scheduler, sampling.steps)
+        pictures = len(timed)
+        contestants["diffusers"] = partial(opponent.pace, scheduler, sampling.steps, pictures)
     paces = in_turns(contestants, rounds)
     ours = {"pictures_per_s": summary(paces["ours"])}
     if scheduler is None:
@@ -253,6 +284,7 @@ def verdict(result: Mapping[str, Any]) -> dict[str, list[str]]:
     ]
     if seconds > MAX_FIRST_PICTURE:
         broken.append(f"first picture after {seconds} s, at most {MAX_FIRST_PICTURE} promised")
+    broken += student_verdict(result)
     few = {n: r for n, r in settings.items() if r["evaluations"] <= MOST_EVALUATIONS}
     if REFERENCE not in settings or not few:
         return {"broken": broken, "not_measured": [f"few steps as good as {REFERENCE}"]}
@@ -262,6 +294,21 @@ def verdict(result: Mapping[str, Any]) -> dict[str, list[str]]:
             f"{MAX_PIXEL_FD} times the pixel_fd of {REFERENCE}"
         )
     return {"broken": broken, "not_measured": []}
+
+
+def student_verdict(result: Mapping[str, Any]) -> list[str]:
+    """What is broken of a distilled model's promise, in words."""
+    student, reference = result.get("student"), result["settings"].get(REFERENCE)
+    if student is None or reference is None:
+        return []
+    accuracy = student["quality"]["scene_accuracy"]
+    least = reference["quality"]["scene_accuracy"] - STUDENT_LOSS
+    broken = []
+    if accuracy < least:
+        broken.append(f"the student's scene_accuracy is {accuracy}, {least:.4g} was promised")
+    if student["evaluations"] > STUDENT_EVALUATIONS:
+        broken.append(f"the student takes {student['evaluations']} evaluations a picture")
+    return broken
 
 
 def as_good(quality: Mapping[str, float], reference: Mapping[str, float]) -> bool:
@@ -277,6 +324,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="a model folder trained on scenes")
     parser.add_argument("--settings", nargs="+", metavar="SAMPLER:STEPS", default=None)
+    parser.add_argument("--student", type=Path, help="a model folder distilled from it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--num-images", type=int, default=256, help="that are measured")

@@ -18,7 +18,7 @@ BUILT_IN = {
     "text_encoder": {"clip", "open_clip"},
     "network": {"unet"},
     "sampler": {"ddim", "ddpm", "diffusers", "dpmpp_2m", "euler", "heun"},
-    "objective": {"denoising"},
+    "objective": {"denoising", "distillation"},
     "evaluator": {
         *("clip_score", "fd", "fd_dinov2", "fid", "fid_clean", "fid_pt", "inception_score", "kid"),
         *("pixel_fd", "prdc", "retrieval", "scene_accuracy"),

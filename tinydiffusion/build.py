@@ -1,5 +1,6 @@
 """From the config to components: the only file that knows both."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +28,7 @@ from tinydiffusion.training.learner import Learner
 
 OURS = {
     "network": ("text_dim", "pooled_dim", "in_channels"),
-    "objective": ("denoiser", "text_encoder"),
+    "objective": ("denoiser", "text_encoder", "teacher"),
     "sampler": ("generators", "train_sigmas"),
 }
 """Plug-in kind -> arguments that are not the user's to set."""
@@ -213,6 +214,7 @@ def build_objective(
     captions: Sequence[str],
     channels: int = 3,
     text_encoder_config: dict[str, Any] | None = None,
+    start: tuple[nn.Module, nn.Module] | None = None,
 ) -> Any:
     """The objective with new components, on the CPU; the same ones for the same seed.
 
@@ -221,18 +223,39 @@ def build_objective(
         captions: Of the training set, see `survey`.
         channels: Colour channels of the pictures.
         text_encoder_config: See `rebuild` of `build_text_encoder`.
+        start: Network and text encoder whose weights the new ones begin with. An objective that
+            takes a `teacher` gets a frozen copy of that model.
+
+    Raises:
+        ConfigError: there is no `start` for an objective that needs one.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        text_encoder = build_text_encoder(config.text_encoder, captions, text_encoder_config)
+        text_encoder: Any = build_text_encoder(config.text_encoder, captions, text_encoder_config)
         network = build_network(config.network, text_encoder, channels)
+    if start is not None:
+        network.load_state_dict(start[0].state_dict())
+        text_encoder.load_state_dict(start[1].state_dict())
     denoiser = Denoiser(
         network, build_schedule(config), prediction_type=config.diffusion.prediction_type
     )
     name, options = plugin(config.objective)
+    if takes_teacher(config):
+        if start is None:
+            raise ConfigError(
+                f"objective {name!r} learns from the model that it starts from: set init_from to "
+                "a model folder"
+            )
+        options["teacher"] = copy.deepcopy(denoiser).requires_grad_(False)
     return registry.create(
         "objective", name, denoiser=denoiser, text_encoder=text_encoder, **options
     )
+
+
+def takes_teacher(config: Config) -> bool:
+    """Whether the objective learns from the model that the run starts from."""
+    name, _ = plugin(config.objective)
+    return registry.takes(registry.load("objective", name), "teacher")
 
 
 def build_learner(config: Config, objective: Any, processes: Processes = ALONE) -> Learner:

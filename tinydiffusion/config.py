@@ -161,6 +161,8 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    init_from: str | None = None
+    """Model folder whose weights training begins with; null = random ones."""
     seed: int = 0
     """Of everything random."""
 

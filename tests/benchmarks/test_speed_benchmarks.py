@@ -163,7 +163,7 @@ def test_every_scheduler_takes_few_steps(benchmark):
     network = rivals.diffusers_unet(8, (8, 16), size=8, heads=(2, 2), groups=8)
     rival = speed.Rival(network, rivals.Inputs.random(2, 8, 3, 8, CPU), torch.float32, 2.0)
     for scheduler in speed.SCHEDULERS.values():
-        x = rival.sample(scheduler, 4)
+        x = rival.sample(scheduler, 4, rival.noise)
         assert x.shape == (2, 3, 8, 8)
         assert torch.isfinite(x).all()
 

@@ -9,7 +9,8 @@ from torch import nn
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import make_schedule
 from tinydiffusion.models.unet import UNet
-from tinydiffusion.objectives.denoising import DenoisingObjective, to_float
+from tinydiffusion.objectives._pixels import to_float
+from tinydiffusion.objectives.denoising import DenoisingObjective
 from tinydiffusion.protocols import Objective, TextStates
 from tinydiffusion.text_encoders.clip import ClipTextEncoder
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from tinydiffusion.build import build_schedule, captions_of, check_plugins
+from tinydiffusion.build import build_schedule, captions_of, check_plugins, takes_teacher
 from tinydiffusion.commands._sources import eval_batch
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.diffusion.denoiser import Denoiser
@@ -117,10 +117,27 @@ def _check_mixes(config: Config) -> None:
         )
     if evaluation.keep_best is not None and evaluation.every is None:
         raise ConfigError("evaluation.keep_best needs evaluation.every, the pictures between two")
+    _check_student(config)
     guidance_scale = config.sampling.guidance_scale
     if config.objective.get("caption_dropout_prob") == 0 and guidance_scale != 1:
         raise ConfigError(
             f"sampling.guidance_scale {guidance_scale:g} needs a model that has also learned "
             "pictures without captions: set objective.caption_dropout_prob above 0, or "
             "sampling.guidance_scale to 1"
+        )
+
+
+def _check_student(config: Config) -> None:
+    """Raise where a distilled model would be sampled in another way than it is taught."""
+    objective, sampling = config.objective, config.sampling
+    steps = objective.get("num_inference_steps", sampling.steps)
+    if steps != sampling.steps:
+        raise ConfigError(
+            f"sampling.steps {sampling.steps} must be objective.num_inference_steps {steps}: the "
+            "model learns no other noise levels"
+        )
+    if takes_teacher(config) and sampling.guidance_scale != 1:
+        raise ConfigError(
+            f"sampling.guidance_scale must be 1, got {sampling.guidance_scale:g}: what "
+            f"{objective['name']!r} teaches has the guidance of the teacher in it"
         )

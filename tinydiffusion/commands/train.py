@@ -33,6 +33,7 @@ from tinydiffusion.commands._plan import DEVICES, plan
 from tinydiffusion.commands._plan_table import print_plan
 from tinydiffusion.commands._rows import print_table, report_row, write_report
 from tinydiffusion.commands._sources import evaluation_prompts
+from tinydiffusion.commands._start import starting_model
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.durable import naming_disk_errors, replace_file
 from tinydiffusion.pipeline import TextToImage
@@ -126,8 +127,14 @@ class _Run:
 
     def _build(self, vocabulary: dict[str, Any] | None) -> None:
         image = self.dataset[0]["image"]
+        start = starting_model(self.config)
+        self.start_digest = None if start is None else start.digest
         self.objective: Any = build_objective(
-            self.config, self.captions, len(image), vocabulary
+            self.config,
+            self.captions,
+            len(image),
+            vocabulary if start is None else start.text_encoder.config(),
+            None if start is None else (start.network, start.text_encoder),
         ).to(self.device)
         self.pipeline = TextToImage(
             self.objective.denoiser.network,
@@ -304,7 +311,7 @@ class _Run:
             batches,
             accumulation=parts,
             run_dir=self.run_dir,
-            identity=identity_of(self.config, self.compilation),
+            identity={**identity_of(self.config, self.compilation), "init_from": self.start_digest},
             fingerprints=fingerprints,
             disk_wait_seconds=60 * training.disk_wait_minutes,
             hang_seconds=None if training.hang_minutes is None else 60 * training.hang_minutes,

@@ -80,23 +80,30 @@ class Denoiser(nn.Module):
             x: Float[Tensor, "B C H W"], sigma: Float[Tensor, ""]
         ) -> Float[Tensor, "B C H W"]:
             if both is None or not is_guided(sigma, guidance_interval):
-                x_0 = self._to_x_0(x, sigma, text)
+                x_0 = self.to_x_0(x, sigma, text)
             else:  # both halves of guidance in one call of the network
-                with_text, without = self._to_x_0(torch.cat([x, x]), sigma, both).chunk(2)
+                with_text, without = self.to_x_0(torch.cat([x, x]), sigma, both).chunk(2)
                 x_0 = guide(with_text, without, guidance_scale, guidance_rescale)
             return x_0.clamp(-1, 1) if clip_sample else x_0
 
         return denoise
 
-    def _to_x_0(
-        self, x: Float[Tensor, "N C H W"], sigma: Float[Tensor, ""], text: TextStates
-    ) -> Float[Tensor, "N C H W"]:
+    def to_x_0(
+        self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, "*B"], text: TextStates
+    ) -> Float[Tensor, "B C H W"]:
+        """The clean pictures that the network sees in noisy ones.
+
+        Args:
+            x: Pictures plus `sigma` times noise.
+            sigma: One noise level for all pictures, or one each.
+            text: One caption per picture.
+        """
         sigma = sigma.to(x.device)
-        a = self.schedule.signal_of(sigma).view(1, 1, 1, 1)
-        x_t = a * x
+        a = self.schedule.signal_of(sigma).view(-1, 1, 1, 1)
         timesteps = self.schedule.timestep_of(sigma).expand(len(x))
+        x_t = a * x
         output = self.predict(x_t, timesteps, text).to(x.dtype)
-        return to_x_0(self.prediction_type, output, x_t, a, a * sigma)
+        return to_x_0(self.prediction_type, output, x_t, a, a * sigma.view(-1, 1, 1, 1))
 
 
 def _concatenate(first: TextStates, second: TextStates) -> TextStates:

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.noise import nearest_randn
 from tinydiffusion.diffusion.prediction import training_target
 from tinydiffusion.diffusion.weighting import loss_weights, spread_evenly, timesteps_of
+from tinydiffusion.objectives._pixels import to_float
 from tinydiffusion.protocols import Batch, Generators, Previewing, TextEncoder
 
 MAX_CANDIDATES = 64
@@ -138,11 +139,6 @@ def _preview_loss(
     height, width = preview.shape[-2:]
     small = nn.functional.adaptive_avg_pool2d(x_0, (height, width))
     return (preview - small).square().mean()
-
-
-def to_float(images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """Pictures in [-1, 1] from uint8."""
-    return images.float() / 127.5 - 1
 
 
 PLUGIN = DenoisingObjective
