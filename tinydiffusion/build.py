@@ -281,7 +281,7 @@ def decide_compilation(config: Config, device: torch.device) -> Decision:
         device.type,
         num_pictures=training.num_pictures,
         max_seconds=None if training.max_minutes is None else 60 * training.max_minutes,
-        obstacle=compile_obstacle(device.type),
+        obstacle=compile_obstacle(device),
     )
 
 

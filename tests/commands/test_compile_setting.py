@@ -26,7 +26,7 @@ def compiled_calls(monkeypatch):
         return compiled
 
     monkeypatch.setattr(torch, "compile", stand_in)
-    monkeypatch.setattr(build, "compile_obstacle", lambda device_type: None)
+    monkeypatch.setattr(build, "compile_obstacle", lambda device: None)
     return calls
 
 

@@ -20,7 +20,7 @@ from tinydiffusion.training import compilation
 from tinydiffusion.training.compilation import compile_obstacle, compile_trained, decide
 
 ROOT = Path(tinydiffusion.__file__).parents[1]
-NO_COMPILER = compile_obstacle("cpu")
+NO_COMPILER = compile_obstacle(torch.device("cpu"))
 
 
 # ---- whether ---------------------------------------------------------------------------------
@@ -38,6 +38,7 @@ NO_COMPILER = compile_obstacle("cpu")
         ("cpu", 12 * 60 * 198, None, False),
         ("cpu", 13 * 60 * 198, None, True),
         ("cpu", 13 * 60 * 198, 5.0, False),
+        ("cpu", 10**9, 0.0, False),
         ("cuda", 10**9, 2.9, False),
         ("cuda", 10**9, 3.1, True),
         ("cuda", 2_048, None, False),
@@ -102,7 +103,15 @@ def test_obstacles(device_type, triton, command, header, obstacle, monkeypatch, 
     monkeypatch.setattr(compilation.shutil, "which", lambda name: command)
     monkeypatch.setattr(compilation, "find_spec", lambda name: triton or None)
     monkeypatch.setattr(compilation.sysconfig, "get_path", lambda name: str(tmp_path))
-    assert compile_obstacle(device_type) == obstacle
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    assert compile_obstacle(torch.device(device_type)) == obstacle
+
+
+def test_an_old_gpu_is_an_obstacle(monkeypatch):
+    monkeypatch.setattr(compilation, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    told = compile_obstacle(torch.device("cuda:1"))
+    assert told == "Triton knows no GPU as old as this one"
 
 
 def test_short_runs_are_eager_by_themselves():

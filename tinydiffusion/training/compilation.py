@@ -42,6 +42,8 @@ REPAYMENT = {
     "cuda": Repayment(60.0, 1 - 1 / 1.5, 2000.0),
 }
 """Device type -> what to expect; nothing is compiled for other devices."""
+TRITON_NEEDS = (7, 0)
+"""Compute capability of a GPU."""
 
 
 class Decision(NamedTuple):
@@ -92,7 +94,8 @@ def decide(
     if setting == "always":
         return Decision(True, "compiled: training.compile is always")
     expected = REPAYMENT[device_type]
-    planned = min(num_pictures / expected.pictures_per_second, max_seconds or inf)
+    budget = inf if max_seconds is None else max_seconds
+    planned = min(num_pictures / expected.pictures_per_second, budget)
     repays = planned >= expected.break_even
     beginning = "compiled: it repays" if repays else "eager: torch.compile would not repay"
     return Decision(
@@ -102,13 +105,15 @@ def decide(
     )
 
 
-def compile_obstacle(device_type: str) -> str | None:
+def compile_obstacle(device: torch.device) -> str | None:
     """Why torch.compile cannot be used for this device on this machine; None where it can."""
-    if device_type not in REPAYMENT:
-        return f"it is not used on {device_type}"
-    if device_type == "cuda" and find_spec("triton") is None:
+    if device.type not in REPAYMENT:
+        return f"it is not used on {device.type}"
+    if device.type == "cuda" and find_spec("triton") is None:
         return "there is no Triton for the kernels"
-    compiler = _c_compiler() if device_type == "cuda" else _cpp_compiler()
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < TRITON_NEEDS:
+        return "Triton knows no GPU as old as this one"
+    compiler = _c_compiler() if device.type == "cuda" else _cpp_compiler()
     if shutil.which(compiler) is None:
         return f"there is no compiler {compiler!r}"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
