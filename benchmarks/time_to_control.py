@@ -83,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", default="configs/quickstart.yaml", help="of ours; default %(default)s")
     add("--minutes", type=float, default=15, help="of training, each; default %(default)s")
     add("--every", type=float, default=30, help="seconds of training between two measurements")
+    add("--baseline-minutes", type=float, help="of the baseline's training; default: as ours")
+    add("--baseline-every", type=float, help="of the baseline; default: as ours")
     add("--num-images", type=int, default=256, help="per measurement; default %(default)s")
     add("--seeds", type=int, nargs="+", default=[0], help="one run each; medians")
     add("--only", choices=NAMES, help="train this one alone")
@@ -100,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
 def _task(name: str, seed: int, options: argparse.Namespace, overrides: Sequence[str]) -> Task:
     shared = {field.name for field in dataclasses.fields(Task)} & vars(options).keys()
     values: dict[str, Any] = {key: getattr(options, key) for key in shared}
+    if name == "baseline":
+        own = {"minutes": options.baseline_minutes, "every": options.baseline_every}
+        values |= {key: value for key, value in own.items() if value is not None}
     return Task(name=name, seed=seed, overrides=list(overrides), **values)  # pyright: ignore[reportArgumentType]
 
 
@@ -155,7 +160,7 @@ def report(
     measured = {name: _summary(asked[name], runs[name]) for name in NAMES if runs[name]}
     result: dict[str, Any] = {
         "config": options.config,
-        "minutes": options.minutes,
+        "minutes": {name: asked[name]["minutes"] for name in NAMES},
         "num_images": options.num_images,
         "seeds": options.seeds,
         "machine": told,
@@ -163,7 +168,7 @@ def report(
     }
     if len(measured) == len(NAMES):
         ours, theirs = (measured[name]["seconds_to"] for name in NAMES)
-        budget = 60 * options.minutes
+        budget = 60 * asked["baseline"]["minutes"]
         result["ratio"] = {key: ratio(ours[key], theirs[key], budget) for key in ours}
         paces = [measured[name]["pictures_per_s"] for name in NAMES]
         result["pictures_per_s_ratio"] = round(paces[0] / paces[1], 2)

@@ -145,7 +145,10 @@ def test_a_cold_process_makes_a_picture(benchmark, model):
 def test_sample_speed_prints_quality_beside_speed(benchmark, run, model, monkeypatch):
     speed = benchmark("sample_speed")
     monkeypatch.setattr(speed, "first_picture", lambda *_, **__: 1.0)
-    result = run(speed, str(model), "--quick")
+    result = run(speed, str(model), "--quick", "--student", str(model))
+    student = result["student"]
+    assert (student["setting"], student["evaluations"]) == ("euler:1", 1)
+    assert {"scene_accuracy", "pixel_fd"} < {*student["quality"]}
     ours, theirs = (result["networks"][name]["forward_gflop"] for name in ("ours", "diffusers"))
     assert 0.7 < theirs / ours <= 1
     assert result["default"]["first_picture_s"]["median"] > 0
@@ -188,6 +191,19 @@ def test_sample_speed_tells_broken_promises(benchmark, few, seconds, count):
     verdict = benchmark("sample_speed").verdict({"settings": settings, "default": default})
     assert len(verdict["broken"]) == count
     assert verdict["not_measured"] == []
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "accuracy", "count"), [(4, 0.86, 0), (4, 0.84, 1), (5, 0.86, 1), (8, 0.5, 2)]
+)
+def test_a_student_is_held_to_its_promise(benchmark, evaluations, accuracy, count):
+    settings = {"ddpm:1000": sampled(1000, 0.9, 1.0, 3.0), "euler:10": sampled(10, 0.9, 1.0, 3.0)}
+    result = {
+        "settings": settings,
+        "default": {"first_picture_s": {"median": 1.0}},
+        "student": {"evaluations": evaluations, "quality": {"scene_accuracy": accuracy}},
+    }
+    assert len(benchmark("sample_speed").verdict(result)["broken"]) == count
 
 
 # ---- scaling ---------------------------------------------------------------------------------

@@ -16,8 +16,14 @@ from torch import nn
 import tinydiffusion
 from tinydiffusion.build import decide_compilation
 from tinydiffusion.config import TrainingConfig, from_dict, load
+from tinydiffusion.errors import RunError
 from tinydiffusion.training import compilation
-from tinydiffusion.training.compilation import compile_obstacle, compile_trained, decide
+from tinydiffusion.training.compilation import (
+    compile_obstacle,
+    compile_trained,
+    decide,
+    naming_compile_errors,
+)
 
 ROOT = Path(tinydiffusion.__file__).parents[1]
 NO_COMPILER = compile_obstacle(torch.device("cpu"))
@@ -208,6 +214,21 @@ def test_compiled_code_learns_the_same(tmp_path, monkeypatch):
     compile_trained(compiled.network)
     torch.testing.assert_close(trained(compiled, 2), trained(eager, 2), atol=1e-4, rtol=0)
     assert any(tmp_path.rglob("*.cpp"))  # it was compiled
+
+
+def test_a_compiler_that_fails_is_told_in_one_line():
+    def fail(graph, inputs):
+        raise OSError("g++ ended with exit code 1\nand a page of words")
+
+    network = torch.compile(nn.Linear(2, 2), backend=fail)
+    words = r"torch\.compile failed: .*training\.compile never"
+    with pytest.raises(RunError, match=words) as caught, naming_compile_errors():
+        network(torch.ones(1, 2))
+    assert "\n" not in str(caught.value)
+    mine = RuntimeError("another")
+    with pytest.raises(RuntimeError) as caught, naming_compile_errors():
+        raise mine
+    assert caught.value is mine
 
 
 def outcomes(*launcher, strategy="ddp"):

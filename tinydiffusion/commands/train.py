@@ -41,7 +41,7 @@ from tinydiffusion.processes import Processes, joined, naming_lost_processes
 from tinydiffusion.protocols import Captioned, Dataset, EncodingAhead, Score, Selective
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.checkpoint import CheckpointFolder
-from tinydiffusion.training.compilation import compile_trained
+from tinydiffusion.training.compilation import compile_trained, naming_compile_errors
 from tinydiffusion.training.console import console_tracker
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.data_record import digest
@@ -170,7 +170,8 @@ class _Run:
             return 0
         self.processes.on_main(self._begin)
         self._encode_ahead()
-        result = trainer.train()
+        with naming_compile_errors():
+            result = trainer.train()
         if result.stopped_by is not None:
             console.print(f"stopped by {result.stopped_by}; the same command goes on")
             return EXIT_CODES[result.stopped_by]

@@ -9,6 +9,8 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from math import inf
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
+
+from tinydiffusion.errors import RunError
 
 Compile = Literal["auto", "always", "never"]
 
@@ -142,6 +146,26 @@ def compile_trained(*modules: nn.Module) -> None:
     for module in modules:
         if any(p.requires_grad for p in module.parameters()):
             _compile_forward(module)
+
+
+@contextmanager
+def naming_compile_errors() -> Iterator[None]:
+    """Turns a failure of torch.compile inside the `with` into a RunError with what to do.
+
+    Raises:
+        RunError: the compiler is there, but does not do its work; has the first line of its words.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RunError(
+            f"torch.compile failed: {first}; train without it by --training.compile never"
+        ) from error
 
 
 def _compile_forward(module: nn.Module) -> None:

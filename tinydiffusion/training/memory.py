@@ -1,5 +1,7 @@
 """An end for want of memory that says how much there was and what to change."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,7 +42,14 @@ def naming_memory(device: torch.device) -> Iterator[None]:
 
 
 def _peak(device: torch.device) -> str:
-    if device.type != "cuda":
-        return ""
-    peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+    if device.type == "cuda":
+        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+    elif sys.platform != "win32":
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the whole process
+        peak *= 1 if sys.platform == "darwin" else 1024
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return ""  # Windows does not say it in Python's own library
     return f" (peak {peak / 2**30:.1f} GiB of {total / 2**30:.1f} GiB)"
