@@ -62,7 +62,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     """On matrices and kernels only."""
     muon_modules: tuple[str, ...] = ()
-    """Modules whose linear layers Muon trains, such as "text_encoder"; AdamW trains the rest."""
+    """Modules whose linear layers and convolutions Muon trains; AdamW trains the rest."""
     muon_learning_rate: float = 0.01
     """Peak of Muon's learning rate."""
     warmup_pictures: int = 10_000

@@ -39,6 +39,22 @@ def test_equals_torchs_muon():
         assert (mine - theirs).norm() < 0.02 * theirs.norm()
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_kernel_moves_as_the_matrix_of_its_output_channels(memory_format):
+    torch.manual_seed(0)
+    convolution, linear = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(27, 4, bias=False)
+    convolution.to(memory_format=memory_format)
+    linear.weight.data = convolution.weight.detach().flatten(1).clone()
+    gradient = torch.randn(4, 3, 3, 3)
+    convolution.weight.grad, linear.weight.grad = gradient, gradient.flatten(1)
+    for module in (convolution, linear):
+        matrices = dict(module.named_parameters())
+        muon = GuardedMuon(matrices, Replicated(module, ALONE), weight_decay=0.1)
+        muon.guarded_step(0.1, GO)
+    torch.testing.assert_close(convolution.weight.flatten(1), linear.weight, rtol=0, atol=0)
+    assert convolution.weight.is_contiguous(memory_format=memory_format)
+
+
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 32), (2, 32, 8)])
 def test_singular_values_end_near_one(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))

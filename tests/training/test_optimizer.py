@@ -90,10 +90,11 @@ def test_a_module_of_vectors_alone_can_be_trained():
     assert not torch.equal(module.bias, torch.zeros(4))
 
 
-def test_muon_takes_the_weights_of_linear_layers_alone():
+def test_muon_takes_the_weights_of_linear_layers_and_convolutions_alone():
     module = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 4), nn.Conv2d(4, 2, 3))
     state = optimizer_of(module, **BOTH).named_state()
-    assert set(state) == {"1.weight/momentum"}  # AdamW makes its state at the first step
+    # AdamW makes its state at the first step
+    assert set(state) == {"1.weight/momentum", "2.weight/momentum"}
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     optimizer = optimizer_of(module, **BOTH)
     set_gradients(module, 0)
@@ -118,11 +119,11 @@ def test_muon_trains_the_named_modules_alone():
         assert set(state.named_state()) == {f"{name}/momentum" for name in expected}
 
 
-def test_a_module_without_a_linear_layer_to_train_is_named():
-    frozen = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Conv2d(1, 1, 1)})
+def test_a_module_without_a_layer_for_muon_is_named():
+    frozen = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Embedding(2, 2)})
     frozen["a"].requires_grad_(False)
     for name in ("a", "b"):
-        with pytest.raises(ValueError, match=f"'{name}', which holds no linear layer to train"):
+        with pytest.raises(ValueError, match=f"'{name}', which holds no linear layer or conv"):
             optimizer_of(frozen, **OPTIONS, muon_modules=[name])
 
 

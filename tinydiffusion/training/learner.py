@@ -28,8 +28,8 @@ class Learner:
         learning_rate: AdamW's at its highest.
         betas: Of AdamW.
         weight_decay: For tensors of two or more dimensions.
-        muon_modules: Names of modules of the objective whose linear layers' weights Muon trains,
-            see `muon.GuardedMuon`; "" is the whole objective.
+        muon_modules: Names of modules of the objective whose linear layers and convolutions Muon
+            trains, see `muon.GuardedMuon`; "" is the whole objective.
         muon_learning_rate: Muon's at its highest; it rises and falls with AdamW's.
         gradient_clip: Largest norm of the gradient.
         ema_max_decay: See `ema.ema_decay`.

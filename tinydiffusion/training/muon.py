@@ -21,7 +21,8 @@ class GuardedMuon:
     way to call a step off.
 
     Args:
-        matrices: What is trained, by name; two dimensions each.
+        matrices: What is trained, by name: matrices, and kernels, each a matrix of as many rows
+            as it has output channels.
         parallel: How the processes of the run hold them; singular values are those of the whole.
         momentum: Share of the old momentum that a step keeps, in [0, 1).
         weight_decay: Share of the weights, times the learning rate, taken off at every step.
@@ -70,13 +71,17 @@ class GuardedMuon:
             buffer.copy_(tensors[f"{name}/momentum"])
 
     def _directions(
-        self, names: list[str], momentum: Float[Tensor, "N r c"]
-    ) -> Float[Tensor, "N r c"]:
+        self, names: list[str], momentum: Float[Tensor, "N *shape"]
+    ) -> Float[Tensor, "N *shape"]:
         """Where each matrix goes, as far as this process holds it."""
         wholes = [self.parallel.whole(n, m) for n, m in zip(names, momentum, strict=True)]
-        rows, columns = wholes[0].shape
-        wholes = max(1, rows / columns) ** 0.5 * orthogonalised(torch.stack(wholes))
-        parts = [self.parallel.part(n, m) for n, m in zip(names, wholes, strict=True)]
+        matrices = torch.stack([whole.flatten(1) for whole in wholes])
+        rows, columns = matrices.shape[1:]
+        matrices = max(1, rows / columns) ** 0.5 * orthogonalised(matrices)
+        parts = [
+            self.parallel.part(name, matrix.view_as(whole))
+            for name, matrix, whole in zip(names, matrices, wholes, strict=True)
+        ]
         return torch.stack(parts)
 
     def _names_by_shape(self) -> dict[tuple[int, ...], list[str]]:

@@ -20,11 +20,12 @@ class Optimizer:
         learning_rate: AdamW's, at its highest.
         betas: AdamW's.
         weight_decay: Of both; on matrices and kernels only, not on biases, gains or other vectors.
-        muon_modules: Names of modules whose linear layers' weights Muon trains; "" is all.
+        muon_modules: Names of modules whose linear layers and convolutions Muon trains, but not
+            their biases; "" is all.
         muon_learning_rate: Muon's, at its highest.
 
     Raises:
-        ValueError: a name in `muon_modules` is no module, or holds no linear layer to train.
+        ValueError: a name in `muon_modules` is no module, or holds nothing for Muon.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Optimizer:
         muon_learning_rate: float = 0.01,
     ) -> None:
         parameters = parallel.parameters
-        muon_names = {n for name in muon_modules for n in _linear_weights(module, name)}
+        muon_names = {n for name in muon_modules for n in _weights(module, name)}
         matrices = {n: p for n, p in parameters.items() if n in muon_names}
         others = {n: p for n, p in parameters.items() if n not in muon_names}
         self.parts: list[tuple[float, GuardedAdamW | GuardedMuon]] = []
@@ -127,7 +128,7 @@ class GuardedAdamW(torch.optim.AdamW):
             state[kind] = torch.empty_like(like).copy_(tensors[key])
 
 
-def _linear_weights(module: nn.Module, name: str) -> list[str]:
+def _weights(module: nn.Module, name: str) -> list[str]:
     modules = dict(module.named_modules())
     if name not in modules:
         known = sorted(child for child, _ in module.named_children())
@@ -137,10 +138,11 @@ def _linear_weights(module: nn.Module, name: str) -> list[str]:
     weights = [
         ".".join(filter(None, (name, path, "weight")))
         for path, layer in modules[name].named_modules()
-        if isinstance(layer, nn.Linear) and layer.weight.requires_grad
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.requires_grad
     ]
     if not weights:
         raise ValueError(
-            f"muon_modules names {name!r}, which holds no linear layer to train; leave it out"
+            f"muon_modules names {name!r}, which holds no linear layer or convolution to train; "
+            "leave it out"
         )
     return weights
