@@ -74,8 +74,8 @@ def test_the_decision(device_type, num_pictures, max_minutes, compiles, obstacle
 
 def test_the_reason_says_how_long_and_from_when_on():
     plan = {"num_pictures": 10**9, "obstacle": None}
-    assert decide("auto", "cpu", max_seconds=840.0, **plan).reason == (
-        "compiled: it repays its warm-up in about 14.0 minutes of training (on cpu from 12.6 on)"
+    assert decide("auto", "cpu", max_seconds=8400.0, **plan).reason == (
+        "compiled: it repays its warm-up in about 140.0 minutes of training (on cpu from 105.0 on)"
     )
     assert decide("auto", "cuda", max_seconds=60.0, **plan).reason == (
         "eager: torch.compile would not repay its warm-up in about 1.0 minutes of training "
