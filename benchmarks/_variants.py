@@ -138,7 +138,7 @@ EMOJI = {
         "the text learns no preview", {"objective.preview_weight": 0.0}, core=True
     ),
     "muon_all": Variant(
-        "Muon for all linear layers",
+        "Muon for the whole model",
         {"training.muon_modules": ["denoiser", "text_encoder"]}, core=True,
     ),
     "flow": Variant(

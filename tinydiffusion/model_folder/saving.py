@@ -68,7 +68,8 @@ def _component_files(kind: str, module: nn.Module, config: dict[str, Any]) -> di
 
 def _index(model: Model, checksums: Mapping[str, str]) -> dict[str, Any]:
     """What diffusers and `open_model` need to know of the whole folder."""
-    config = to_dict(model.config) | {"init_from": None}  # a path of the machine that trained it
+    config = to_dict(model.config)
+    config["init_from"] = None  # a path of the machine that trained it
     for kind in COMPONENTS:
         config[kind] = _without_paths(config[kind])
     return {

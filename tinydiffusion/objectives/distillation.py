@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -57,7 +58,8 @@ class DistillationObjective(nn.Module):
         if not 0 <= guidance_scale <= 1000:
             raise ValueError(f"guidance_scale must be in [0, 1000], got {guidance_scale}")
         self.denoiser = denoiser
-        self.text_encoder = text_encoder.requires_grad_(False)
+        self.text_encoder = text_encoder
+        cast(nn.Module, text_encoder).requires_grad_(False)
         self.teacher = teacher
         self.guidance_scale = guidance_scale
         sigmas = denoiser.schedule.sampling_sigmas(num_inference_steps * teacher_steps, spacing)
@@ -70,7 +72,7 @@ class DistillationObjective(nn.Module):
         """Itself, in that mode but for teacher and text encoder: they answer without dropout."""
         super().train(mode)
         self.teacher.eval()
-        self.text_encoder.eval()
+        cast(nn.Module, self.text_encoder).eval()
         return self
 
     def loss(
@@ -119,7 +121,8 @@ class DistillationObjective(nn.Module):
             return self.teacher.to_x_0(x, sigma, text).clamp(-1, 1)
         both = TextStates(*(torch.cat(parts) for parts in zip(text, empty, strict=True)))
         x_0 = self.teacher.to_x_0(torch.cat([x, x]), torch.cat([sigma, sigma]), both)
-        return guide(*x_0.chunk(2), self.guidance_scale).clamp(-1, 1)
+        with_text, without = x_0.chunk(2)
+        return guide(with_text, without, self.guidance_scale).clamp(-1, 1)
 
 
 PLUGIN = DistillationObjective
