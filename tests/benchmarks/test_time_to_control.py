@@ -44,8 +44,8 @@ def result(ours, theirs, asked=("a", "b")):
         name: [{"seed": seed, "curve": c, "pictures_per_s": 2.0} for seed, c in enumerate(curves)]
         for name, curves in (("ours", ours), ("baseline", theirs))
     }
-    options = Namespace(config="c.yaml", minutes=1.0, num_images=8, seeds=[0])
-    each = dict(zip(runs, ({"config": a} for a in asked), strict=True))
+    options = Namespace(config="c.yaml", num_images=8, seeds=[0])
+    each = dict(zip(runs, ({"config": a, "minutes": 1.0} for a in asked), strict=True))
     return json.loads(json.dumps(benchmark.report(options, {}, each, runs)))
 
 
@@ -107,9 +107,12 @@ def test_where_the_baseline_never_gets_there_the_ratio_is_a_bound():
 
 
 def test_what_was_asked_for_in_the_same_way_is_kept(capsys):
+    def asked(config):
+        return {"config": config, "minutes": 1.0}
+
     earlier = result([curve(0.5), curve(0.6)], [curve(0.1)])["ours"]
-    assert [r["seed"] for r in benchmark._kept("ours", earlier, {"config": "a"}, [1, 2])] == [1]
-    assert benchmark._kept("ours", earlier, {"config": "b"}, [0]) == []
+    assert [r["seed"] for r in benchmark._kept("ours", earlier, asked("a"), [1, 2])] == [1]
+    assert benchmark._kept("ours", earlier, asked("b"), [0]) == []
     assert "measured anew: another config" in capsys.readouterr().err
 
 

@@ -255,7 +255,12 @@ def test_inception_score_equals_torch_fidelity(inception_weights, batch, sets):
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("size", "layer"), [pytest.param(64, 2048, marks=pytest.mark.slow), (64, 64), (512, 64)]
+    ("size", "layer"),
+    [
+        (64, 64),
+        pytest.param(64, 2048, marks=pytest.mark.slow),
+        pytest.param(512, 64, marks=pytest.mark.slow),
+    ],
 )
 class TestFolders:
     """Everything from the files on: reading, resize, network, moments, formula."""
