@@ -14,7 +14,8 @@ from tinydiffusion.processes import ALONE
 
 STUDENT = [
     "--objective.name", "distillation", "--objective.num_inference_steps", "2",
-    "--objective.teacher_steps", "2", "--sampling.steps", "2", "--sampling.guidance_scale", "1",
+    "--objective.spacing", "trailing", "--objective.teacher_steps", "2",
+    "--sampling.steps", "2", "--sampling.guidance_scale", "1",
 ]  # fmt: skip
 
 
@@ -86,6 +87,10 @@ def test_a_run_that_began_otherwise_is_not_gone_on_with(tiny, model, finished, t
         (["--text_encoder.width", "64"], "text_encoder.width is 32 there and 64 in this run"),
         (["--diffusion.schedule", "cosine"], "diffusion.schedule is flow there and cosine"),
         ([*STUDENT, "--sampling.guidance_scale", "2"], "sampling.guidance_scale must be 1, got 2"),
+        (
+            [*STUDENT, "--sampling.spacing", "karras"],
+            "sampling.spacing 'karras' must be objective.",
+        ),
         ([*STUDENT, "--sampling.steps", "3"], "sampling.steps 3 must be objective.num_inference_"),
     ],
 )

@@ -70,7 +70,7 @@ def objective(student_scale=0.3, schedule="flow", prediction_type="flow", **opti
         text_encoder=Length(),  # pyright: ignore[reportArgumentType]
         teacher=teacher.requires_grad_(False),
         num_inference_steps=STEPS,
-        **options,
+        **{"spacing": "trailing", **options},
     ).train()
 
 

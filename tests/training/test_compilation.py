@@ -207,7 +207,6 @@ def test_a_copy_uses_its_own_weights(compiled_calls):
     assert compiled_calls == [other.network, toy.network]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(NO_COMPILER is not None, reason=f"nothing can be compiled: {NO_COMPILER}")
 def test_compiled_code_learns_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -136,6 +136,12 @@ def _check_student(config: Config) -> None:
             f"sampling.steps {sampling.steps} must be objective.num_inference_steps {steps}: the "
             "model learns no other noise levels"
         )
+    spacing = objective.get("spacing", sampling.spacing)
+    if spacing != sampling.spacing:
+        raise ConfigError(
+            f"sampling.spacing {sampling.spacing!r} must be objective.spacing {spacing!r}: the "
+            "model learns no other noise levels"
+        )
     if takes_teacher(config) and sampling.guidance_scale != 1:
         raise ConfigError(
             f"sampling.guidance_scale must be 1, got {sampling.guidance_scale:g}: what "

@@ -48,7 +48,7 @@ class DistillationObjective(nn.Module):
         text_encoder: TextEncoder,
         teacher: Denoiser,
         num_inference_steps: int,
-        spacing: str = "trailing",
+        spacing: str,
         teacher_steps: int = 5,
         guidance_scale: float = 3.0,
     ) -> None:
