@@ -197,6 +197,7 @@ SENSELESS = {
     "objective.time_mean": (-1e9, *HUGE),
     "objective.time_std": (0, -1, *HUGE),
     "objective.preview_weight": (-1, *HUGE),
+    "objective.denoise_every": (65, *COUNT),
     "objective.noise_candidates": (65, *COUNT),
 }
 

@@ -212,9 +212,10 @@ def test_stratified_timesteps_lie_evenly(stratified):
 
 
 @pytest.mark.parametrize("cuts", [[16], [8, 8], [1] * 16, [4, 12]])
-def test_mean_over_the_parts_is_that_of_the_batch(cuts):
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_mean_over_the_parts_is_that_of_the_batch(cuts, every):
     """Whatever the parts: so several processes, or micro-batches, learn what one learns."""
-    objective = make(caption_dropout_prob=0.5, network=Guesser)
+    objective = make(caption_dropout_prob=0.5, network=Guesser, denoise_every=every)
     whole, _ = objective.loss(batch(), generators())
     total, first = 0.0, 0
     for size in cuts:
@@ -223,6 +224,39 @@ def test_mean_over_the_parts_is_that_of_the_batch(cuts):
         total += size / BATCH * objective.loss(part, generators()[here])[0]
         first += size
     torch.testing.assert_close(total, whole)
+
+
+def test_one_picture_in_so_many_is_denoised_and_all_are_previewed():
+    """The same pictures, levels and noise as when all are denoised."""
+    seen, parts = {}, {}
+    for every in (1, 4):
+        objective = make(network=Guesser, denoise_every=every)
+        _, parts[every] = objective.loss(batch(), generators())
+        seen[every] = objective.denoiser.network
+    places = [i for i, position in enumerate(batch()["position"]) if position % 4 == 0]
+    assert 0 < len(places) < BATCH
+    assert torch.equal(seen[4].x_t, seen[1].x_t[places])
+    assert torch.equal(seen[4].timesteps, seen[1].timesteps[places])
+    assert torch.equal(seen[4].text.pooled, seen[1].text.pooled[places])
+    assert torch.equal(parts[4]["preview_loss"], parts[1]["preview_loss"])
+
+
+@pytest.mark.parametrize("options", [{}, {"network": Guesser, "preview_weight": 0.0}])
+def test_pictures_that_teach_nothing_are_an_error(options):
+    with pytest.raises(ValueError, match="denoise_every 2 needs a network with a preview"):
+        make(denoise_every=2, **options)
+
+
+def test_a_part_without_a_picture_to_denoise_has_zero_gradients():
+    """It must not be the one process that others wait for."""
+    network = UNet(text_dim=4, pooled_dim=4, channels=[32], head_dim=32, attention_levels=[])
+    objective = make(network=lambda: network, denoise_every=4)
+    part = {key: values[1:2] for key, values in batch().items()}
+    loss, parts = objective.loss(part, generators()[1:2])
+    loss.backward()
+    assert parts["denoising_loss"] == 0
+    assert network.conv_in.weight.grad is not None
+    assert not network.conv_in.weight.grad.any()
 
 
 @pytest.mark.parametrize("cuts", [[1] * 16, [4, 12]])
@@ -348,6 +382,8 @@ def test_a_probability_outside_0_and_1_is_an_error(probability):
     [
         ({"preview_weight": -1.0}, r"preview_weight must be in \[0, 1000\], got -1"),
         ({"preview_weight": 1e9}, r"preview_weight must be in \[0, 1000\], got 1000000000"),
+        ({"denoise_every": 0}, r"denoise_every must be in \[1, 64\], got 0"),
+        ({"denoise_every": 65}, r"denoise_every must be in \[1, 64\], got 65"),
         ({"noise_candidates": 0}, r"noise_candidates must be in \[1, 64\], got 0"),
         ({"noise_candidates": 65}, r"noise_candidates must be in \[1, 64\], got 65"),
         ({"gamma": 0.0}, "gamma must be above 0, got 0"),

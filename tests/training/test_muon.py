@@ -39,19 +39,25 @@ def test_equals_torchs_muon():
         assert (mine - theirs).norm() < 0.02 * theirs.norm()
 
 
+def as_matrix(kernel):
+    """Rows of output channels; the order of the columns does not matter to what is orthogonal."""
+    return kernel.permute(0, 2, 3, 1).flatten(1)
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_kernel_moves_as_the_matrix_of_its_output_channels(memory_format):
     torch.manual_seed(0)
     convolution, linear = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(27, 4, bias=False)
     convolution.to(memory_format=memory_format)
-    linear.weight.data = convolution.weight.detach().flatten(1).clone()
+    linear.weight.data = as_matrix(convolution.weight.detach()).clone()
     gradient = torch.randn(4, 3, 3, 3)
-    convolution.weight.grad, linear.weight.grad = gradient, gradient.flatten(1)
+    linear.weight.grad = as_matrix(gradient).clone()
+    convolution.weight.grad = gradient
     for module in (convolution, linear):
         matrices = dict(module.named_parameters())
         muon = GuardedMuon(matrices, Replicated(module, ALONE), weight_decay=0.1)
         muon.guarded_step(0.1, GO)
-    torch.testing.assert_close(convolution.weight.flatten(1), linear.weight, rtol=0, atol=0)
+    torch.testing.assert_close(as_matrix(convolution.weight), linear.weight, rtol=0, atol=0)
     assert convolution.weight.is_contiguous(memory_format=memory_format)
 
 

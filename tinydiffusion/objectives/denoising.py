@@ -12,9 +12,10 @@ from tinydiffusion.diffusion.noise import nearest_randn
 from tinydiffusion.diffusion.prediction import training_target
 from tinydiffusion.diffusion.weighting import loss_weights, spread_evenly, timesteps_of
 from tinydiffusion.objectives._pixels import to_float
-from tinydiffusion.protocols import Batch, Generators, Previewing, TextEncoder
+from tinydiffusion.protocols import Batch, Generators, Previewing, TextEncoder, TextStates
 
 MAX_CANDIDATES = 64
+MAX_EVERY = 64
 
 
 class DenoisingObjective(nn.Module):
@@ -41,13 +42,16 @@ class DenoisingObjective(nn.Module):
         stratified: Spread the noise levels of consecutive pictures evenly.
         preview_weight: What the error of the preview counts, in [0, 1000]; networks without a
             preview have no such error.
+        denoise_every: One picture of so many is denoised; the others teach the text encoder by the
+            preview alone, at a fraction of the cost. In [1, 64].
         noise_candidates: Noises that a picture draws, in [1, 64]; it takes the nearest to it, see
             `noise.nearest_randn`. Above 1 the noise tells of the picture, while sampling begins
             with noise that does not: what is learned is biased, most at the highest levels, and
             the loss falls without better pictures. Measure samples, not the loss.
 
     Raises:
-        ValueError: a number out of its range, an unknown weighting or density.
+        ValueError: a number out of its range, an unknown weighting or density, or denoise_every
+            above 1 without a preview.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class DenoisingObjective(nn.Module):
         time_std: float = 1.0,
         stratified: bool = True,
         preview_weight: float = 1.0,
+        denoise_every: int = 1,
         noise_candidates: int = 1,
     ) -> None:
         super().__init__()
@@ -75,6 +80,8 @@ class DenoisingObjective(nn.Module):
             raise ValueError(
                 f"noise_candidates must be in [1, {MAX_CANDIDATES}], got {noise_candidates}"
             )
+        if not 1 <= denoise_every <= MAX_EVERY:
+            raise ValueError(f"denoise_every must be in [1, {MAX_EVERY}], got {denoise_every}")
         self.denoiser = denoiser
         self.text_encoder = text_encoder
         self.caption_dropout_prob = caption_dropout_prob
@@ -82,8 +89,14 @@ class DenoisingObjective(nn.Module):
         self.time = {"density": time_density, "mean": time_mean, "std": time_std}
         self.stratified = stratified
         self.preview_weight = preview_weight
+        self.denoise_every = denoise_every
         self.noise_candidates = noise_candidates
         self.has_preview = isinstance(denoiser.network, Previewing)
+        if denoise_every > 1 and (not self.has_preview or preview_weight == 0):
+            raise ValueError(
+                f"denoise_every {denoise_every} needs a network with a preview and preview_weight "
+                "above 0, else the pictures between teach nothing; set it to 1"
+            )
         self._weights(self._timesteps([0], torch.zeros(1)))  # wrong options raise here
 
     def loss(
@@ -98,24 +111,35 @@ class DenoisingObjective(nn.Module):
             generators: One per picture, on the CPU; with the positions the only randomness.
         """
         x_0 = to_float(batch["image"])
-        device = x_0.device
-        schedule = self.denoiser.schedule
         u, drop = torch.stack([torch.rand(2, generator=g) for g in generators]).unbind(1)
-        timesteps = self._timesteps(batch["position"], u).to(device)
-        noise = nearest_randn(x_0, generators, self.noise_candidates)
         text = self.text_encoder.encode(self._drop(batch["caption"], drop))
-        a, s = schedule.coefficients(timesteps)
-        x_t = schedule.add_noise(x_0, noise, timesteps)
-        output = self.denoiser.predict(x_t, timesteps.float(), text)
-        target = training_target(self.denoiser.prediction_type, x_0, noise, a, s)
-        weights = self._weights(timesteps)
-        loss = (weights * (output.float() - target).square()).mean()
+        loss = self._denoising_loss(x_0, batch["position"], u, text, generators)
         if self.preview_weight == 0 or not self.has_preview:
             return loss, {}
         network = cast(Previewing, self.denoiser.network)
         preview_loss = _preview_loss(network.preview(text).float(), x_0)
         parts = {"denoising_loss": loss, "preview_loss": preview_loss}
         return loss + self.preview_weight * preview_loss, parts
+
+    def _denoising_loss(
+        self, x_0: Float[Tensor, "B C H W"], positions: Sequence[int], u: Float[Tensor, "B"],
+        text: TextStates, generators: Generators,
+    ) -> Float[Tensor, ""]:  # fmt: skip
+        count = x_0.numel() / self.denoise_every  # of a share of the batch, however it is cut
+        if self.denoise_every > 1:
+            rows = [i for i, position in enumerate(positions) if position % self.denoise_every == 0]
+            x_0, u, text = x_0[rows], u[rows], TextStates(*(part[rows] for part in text))
+            positions, generators = [positions[i] for i in rows], [generators[i] for i in rows]
+        schedule = self.denoiser.schedule
+        timesteps = self._timesteps(positions, u).to(x_0.device)
+        # of an empty part of the batch, nothing
+        noise = nearest_randn(x_0, generators, self.noise_candidates) if generators else x_0
+        a, s = schedule.coefficients(timesteps)
+        x_t = schedule.add_noise(x_0, noise, timesteps)
+        output = self.denoiser.predict(x_t, timesteps.float(), text)
+        target = training_target(self.denoiser.prediction_type, x_0, noise, a, s)
+        weights = self._weights(timesteps)
+        return (weights * (output.float() - target).square()).sum() / count
 
     def _timesteps(self, positions: Sequence[int], u: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
         quantiles = spread_evenly(positions) if self.stratified else u.double()

@@ -1,6 +1,6 @@
 """Muon: momentum whose matrices are made orthogonal before each update."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import torch
@@ -45,17 +45,21 @@ class GuardedMuon:
     def guarded_step(self, learning_rate: float, call_off: Float[Tensor, ""]) -> None:
         """One update at this learning rate, or none where `call_off` is 1."""
         off = call_off > 0
+        kept = torch.where(off, 1.0, self.momentum)
+        rate = torch.where(off, 0.0, learning_rate)
         for names in self._names_by_shape().values():
-            weights = torch.stack([self.matrices[name] for name in names])
-            gradients = torch.stack([_gradient(self.matrices[name]) for name in names])
-            buffers = torch.stack([self.buffers[name] for name in names])
-            moved = buffers.lerp(gradients, 1 - self.momentum)
-            ahead = gradients.lerp(moved, self.momentum)  # Nesterov
+            weights: list[Tensor] = [self.matrices[name] for name in names]
+            buffers = [self.buffers[name] for name in names]
+            # zeros where it is called off, since NaN times 0 is NaN
+            gradients = [_gradient(weight).masked_fill_(off, 0.0) for weight in weights]
+            torch._foreach_mul_(buffers, kept)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(buffers, gradients, alpha=1 - self.momentum)  # pyright: ignore[reportPrivateImportUsage]
+            # the look ahead of Nesterov
+            ahead = torch._foreach_lerp(gradients, buffers, self.momentum)  # pyright: ignore[reportPrivateImportUsage]
             directions = self._directions(names, ahead)
-            decayed = weights * (1 - learning_rate * self.weight_decay)
-            stepped = decayed - learning_rate * directions
-            _write(self.buffers, names, torch.where(off, buffers, moved))
-            _write(self.matrices, names, torch.where(off, weights, stepped))
+            torch._foreach_mul_(directions, rate)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_mul_(weights, 1 - rate * self.weight_decay)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_sub_(weights, directions)  # pyright: ignore[reportPrivateImportUsage]
 
     def named_state(self) -> dict[str, Tensor]:
         """Every tensor of the state as `<parameter name>/momentum`."""
@@ -70,19 +74,16 @@ class GuardedMuon:
         for name, buffer in self.buffers.items():
             buffer.copy_(tensors[f"{name}/momentum"])
 
-    def _directions(
-        self, names: list[str], momentum: Float[Tensor, "N *shape"]
-    ) -> Float[Tensor, "N *shape"]:
+    def _directions(self, names: list[str], momentum: Sequence[Tensor]) -> list[Tensor]:
         """Where each matrix goes, as far as this process holds it."""
         wholes = [self.parallel.whole(n, m) for n, m in zip(names, momentum, strict=True)]
-        matrices = torch.stack([whole.flatten(1) for whole in wholes])
+        matrices = orthogonalised(torch.stack([_matrix(whole.bfloat16()) for whole in wholes]))
         rows, columns = matrices.shape[1:]
-        matrices = max(1, rows / columns) ** 0.5 * orthogonalised(matrices)
-        parts = [
-            self.parallel.part(name, matrix.view_as(whole))
+        scale = max(1, rows / columns) ** 0.5
+        return [
+            self.parallel.part(name, scale * _like(matrix, whole).to(whole.dtype))
             for name, matrix, whole in zip(names, matrices, wholes, strict=True)
         ]
-        return torch.stack(parts)
 
     def _names_by_shape(self) -> dict[tuple[int, ...], list[str]]:
         """Names of the matrices with a gradient; one shape is updated in one call."""
@@ -114,6 +115,14 @@ def _gradient(matrix: nn.Parameter) -> Tensor:
     return matrix.grad
 
 
-def _write(tensors: Mapping[str, Tensor], names: list[str], values: Tensor) -> None:
-    for name, value in zip(names, values, strict=True):
-        tensors[name].copy_(value)
+def _matrix(weight: Float[Tensor, "R *shape"]) -> Float[Tensor, "R C"]:
+    """The weight as a matrix; a kernel's columns in the order of channels_last memory.
+
+    Orthogonal is orthogonal in any order of the columns, and this one takes no copy.
+    """
+    return weight.movedim(1, -1).flatten(1)
+
+
+def _like(matrix: Float[Tensor, "R C"], weight: Float[Tensor, "R *shape"]) -> Tensor:
+    """The matrix in the shape of the weight that it was made of."""
+    return matrix.view(weight.movedim(1, -1).shape).movedim(-1, 1)
