@@ -69,12 +69,26 @@ SCENES = {
     "time_0.8_1.2": Variant(
         "more high noise levels: logit-normal 0.8, 1.2", {"objective.time_mean": 0.8}, core=True
     ),
+    "denoise_every_1": Variant(
+        "every picture is denoised", {"objective.denoise_every": 1, "training.batch_size": 64},
+        core=True,
+    ),
+    "denoise_every_4": Variant(
+        "one picture of four is denoised",
+        {"objective.denoise_every": 4, "training.batch_size": 256},
+    ),
     "no_preview": Variant(
-        "the text learns no preview", {"objective.preview_weight": 0.0}, core=True
+        "every picture is denoised, and the text learns no preview",
+        {
+            "objective.denoise_every": 1, "training.batch_size": 64,
+            "objective.preview_weight": 0.0,
+        },
+        core=True,
     ),
     "no_preview_time_0_1": Variant(
-        "both: what the plateau was seen with",
+        "and fewer high noise levels: what the plateau was seen with",
         {
+            "objective.denoise_every": 1, "training.batch_size": 64,
             "objective.preview_weight": 0.0,
             "objective.time_mean": 0.0,
             "objective.time_std": 1.0,
@@ -84,10 +98,11 @@ SCENES = {
     "muon_text": Variant(
         "Muon for the text encoder only", {"training.muon_modules": ["text_encoder"]}, core=True
     ),
-    "batch_32": Variant("twice the updates", {"training.batch_size": 32}, core=True),
-    "attention_0_1": Variant(
-        "attention at 16x16 too", {"network.attention_levels": [0, 1]}, core=True
+    "batch_64": Variant("twice the updates", {"training.batch_size": 64}, core=True),
+    "attention_1": Variant(
+        "attention on the whole level of 8x8", {"network.attention_levels": [1]}, core=True
     ),
+    "attention_0_1": Variant("and at 16x16 too", {"network.attention_levels": [0, 1]}),
     "sample_velocity": Variant(
         "predicts x_0, weighted as the velocity's error",
         {"diffusion.prediction_type": "sample", "objective.weighting": "velocity"}, core=True,
@@ -110,20 +125,18 @@ SCENES = {
         },
     ),
     "shift_3": Variant("noise levels shifted by 3", {"diffusion.shift": 3.0}),
-    "batch_128": Variant("half the updates", {"training.batch_size": 128}),
+    "batch_256": Variant("half the updates", {"training.batch_size": 256}),
     "text_128x2": Variant(
         "smaller text encoder",
         {"text_encoder.width": 128, "text_encoder.layers": 2, "text_encoder.heads": 4},
     ),
     "text_layers_4": Variant("deeper text encoder", {"text_encoder.layers": 4}),
-    "channels_48_96": Variant("narrower network", {"network.channels": [48, 96]}),
-    "channels_96_192": Variant("wider network", {"network.channels": [96, 192]}),
-    "attention_middle": Variant(
-        "attention in the middle only", {"network.attention_levels": []}
-    ),
+    "channels_64_64": Variant("narrower network", {"network.channels": [64, 64]}),
+    "channels_64_128": Variant("wider where it is coarse", {"network.channels": [64, 128]}),
+    "channels_128_128": Variant("wider network", {"network.channels": [128, 128]}),
     "patch_4": Variant("patches of 4x4", {"network.patch_size": 4}),
     "patch_1": Variant("no patches", {"network.patch_size": 1}),
-    "preview_size_16": Variant("larger preview", {"network.preview_size": 16}),
+    "preview_size_16": Variant("larger preview", {"network.preview_size": 16}, core=True),
 }  # fmt: skip
 
 EMOJI = {

@@ -26,6 +26,7 @@ from tinydiffusion.training.precision import Precision, uses_bfloat16
 MAX_PROMPT = 10_000
 """Characters; text encoders read at most the first few dozen words."""
 MAX_GUIDANCE = 1000.0
+PROMPTS_A_CALL = 8  # of the text encoder: several times faster than one by one
 
 
 class TextToImage:
@@ -184,9 +185,10 @@ class TextToImage:
     def _denoise(
         self, prompts: Sequence[str], negative_prompt: str, sampling: SamplingConfig
     ) -> Denoise:
-        negative = (x.expand(len(prompts), *x.shape[1:]) for x in self._encode([negative_prompt]))
+        states = self._encode([*prompts, negative_prompt])
+        negative = (x[-1:].expand(len(prompts), *x.shape[1:]) for x in states)
         return self.denoiser.denoise(
-            self._encode(prompts),
+            TextStates(*(x[:-1] for x in states)),
             negative=TextStates(*negative),
             guidance_scale=sampling.guidance_scale,
             guidance_rescale=sampling.guidance_rescale,
@@ -195,9 +197,14 @@ class TextToImage:
         )
 
     def _encode(self, prompts: Sequence[str]) -> TextStates:
-        """States of the prompts, encoded one by one: see FixedRows."""
-        states = [self.text_encoder.encode([prompt]) for prompt in prompts]
-        return TextStates(*(torch.cat(parts).detach() for parts in zip(*states, strict=True)))
+        """States of the prompts, from calls of one number of prompts: see FixedRows."""
+        filled = [*prompts, *[prompts[-1]] * (-len(prompts) % PROMPTS_A_CALL)]
+        states = [
+            self.text_encoder.encode(filled[first : first + PROMPTS_A_CALL])
+            for first in range(0, len(filled), PROMPTS_A_CALL)
+        ]
+        whole = (torch.cat(parts)[: len(prompts)] for parts in zip(*states, strict=True))
+        return TextStates(*(part.detach() for part in whole))
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
