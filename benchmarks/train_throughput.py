@@ -43,7 +43,7 @@ class Scale(NamedTuple):
 
 
 FULL = Scale(
-    batch=32, size=32, tokens=77, text_dim=256, ours=(208, 320), ours_small=(160, 192),
+    batch=32, size=32, tokens=77, text_dim=256, ours=(416, 64), ours_small=(288, 32),
     diffusers=(64, 128, 256), heads=8, groups=32, ddpm_dim=64,
     convolutions=((32, 128, 32), (32, 256, 32), (32, 256, 16), (32, 512, 16), (64, 512, 8)),
 )  # fmt: skip
@@ -54,6 +54,9 @@ QUICK = Scale(
     diffusers=(8, 16, 16), heads=2, groups=8, ddpm_dim=8, convolutions=((2, 16, 8), (2, 32, 8)),
 )  # fmt: skip
 
+SHAPE: dict[str, Any] = {"layers_per_block": 1, "attention_levels": ()}
+"""Of our networks, as configs/quickstart.yaml has it: few layers, wide where the picture is finest,
+attention in the middle."""
 CUDA_BATCH = 16  # times the pictures of the convolutions, which do not fill a GPU
 
 
@@ -175,8 +178,8 @@ def convolution_speed(batch: int, channels: int, side: int, device: torch.device
 def networks(scale: Scale) -> tuple[dict[str, Network], dict[str, str]]:
     """Networks by name, and what is missing, with the reason."""
     made = {
-        "ours": ours(scale.text_dim, scale.ours),
-        "ours small": ours(scale.text_dim, scale.ours_small),
+        "ours": ours(scale.text_dim, scale.ours, **SHAPE),
+        "ours small": ours(scale.text_dim, scale.ours_small, **SHAPE),
         "diffusers": diffusers_unet(
             scale.text_dim, scale.diffusers, size=scale.size, groups=scale.groups,
             heads=[scale.heads] * len(scale.diffusers),

@@ -94,10 +94,10 @@ class PictureNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         x = x.permute(0, 2, 3, 1)
-        x = F.layer_norm(x, x.shape[1:])
-        if self.weight is not None and self.bias is not None:
-            x = torch.addcmul(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
-        return x.permute(0, 3, 1, 2)
+        shape = x.shape[1:]
+        # One call, which takes a scale for every pixel: on CPUs faster than to scale afterwards.
+        scale, shift = (p if p is None else p.expand(shape) for p in (self.weight, self.bias))
+        return F.layer_norm(x, shape, scale, shift).permute(0, 3, 1, 2)
 
 
 class ResBlock(nn.Module):
@@ -123,7 +123,7 @@ class ResBlock(nn.Module):
     ) -> Float[Tensor, "B C2 H W"]:
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = rearrange(self.modulation(cond), "b (two c) -> two b c 1 1", two=2)
-        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        h = self.norm2(h) * (1 + scale) + shift  # addcmul has a slow backward on CPUs
         return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
 
 
@@ -172,7 +172,7 @@ class AttentionBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(channels)
         self.mlp = nn.Sequential(
             nn.Linear(channels, mlp_ratio * channels),
-            nn.GELU(approximate="tanh"),
+            nn.GELU(),
             zero_init(nn.Linear(mlp_ratio * channels, channels)),
         )
 
