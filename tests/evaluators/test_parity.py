@@ -256,11 +256,7 @@ def test_inception_score_equals_torch_fidelity(inception_weights, batch, sets):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("size", "layer"),
-    [
-        (64, 64),
-        pytest.param(64, 2048, marks=pytest.mark.slow),
-        pytest.param(512, 64, marks=pytest.mark.slow),
-    ],
+    [(64, 64), pytest.param(64, 2048, marks=pytest.mark.slow), (512, 64)],
 )
 class TestFolders:
     """Everything from the files on: reading, resize, network, moments, formula."""
