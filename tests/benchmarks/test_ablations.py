@@ -63,9 +63,9 @@ def test_every_recipe_has_a_core():
 
 
 def test_seeds_come_one_after_the_other_and_names_choose():
-    chosen = runs("scenes", "--seeds", "3", "4", "--only", "adamw", "batch_32")
+    chosen = runs("scenes", "--seeds", "3", "4", "--only", "adamw", "batch_64")
     assert [(run.name, run.seed) for run in chosen] == [
-        (name, seed) for seed in (3, 4) for name in ("base", "batch_32", "adamw")
+        (name, seed) for seed in (3, 4) for name in ("base", "batch_64", "adamw")
     ]
     assert "patch_1" not in {run.name for run in runs("scenes", "--skip", "patch_1")}
     with pytest.raises(SystemExit, match="no variant adam;"):

@@ -4,86 +4,15 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from denoising_toys import BATCH, Guesser, batch, generators, make
 
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import make_schedule
 from tinydiffusion.models.unet import UNet
 from tinydiffusion.objectives._pixels import to_float
 from tinydiffusion.objectives.denoising import DenoisingObjective
-from tinydiffusion.protocols import Objective, TextStates
+from tinydiffusion.protocols import Objective
 from tinydiffusion.text_encoders.clip import ClipTextEncoder
-
-BATCH = 16
-
-
-class Recorder(nn.Module):
-    """A network that answers `gain * x_t + text` and remembers what it was asked."""
-
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, sample, timesteps, text):
-        self.x_t, self.timesteps, self.text = sample, timesteps, text
-        return self.gain * sample + text.pooled.mean(dim=1).view(-1, 1, 1, 1)
-
-
-class Guesser(Recorder):
-    """A recorder whose preview is 2 x 2 pixels of the caption's length."""
-
-    def preview(self, text):
-        return text.pooled[:, :3, None, None].expand(-1, -1, 2, 2)
-
-
-class Length(nn.Module):
-    """A text encoder whose states are the caption's length times a weight."""
-
-    hidden_size = pooled_size = 4
-    max_length = 2
-
-    def __init__(self, frozen=False):
-        super().__init__()
-        self.frozen = frozen
-        self.weight = nn.Parameter(torch.ones(4) / 50, requires_grad=not frozen)
-        self.encoded = []
-
-    @classmethod
-    def from_captions(cls, captions, **options):
-        raise AssertionError("an objective asks a text encoder for encode() only")
-
-    def encode(self, captions):
-        self.encoded.append(list(captions))
-        lengths = torch.tensor([float(len(caption)) for caption in captions])
-        pooled = lengths[:, None] * self.weight
-        mask = torch.ones(len(captions), 2, dtype=torch.bool)
-        return TextStates(pooled[:, None].expand(-1, 2, -1), mask, pooled)
-
-    def tokenize(self, captions):
-        raise AssertionError("an objective asks a text encoder for encode() only")
-
-    def forward(self, tokens):
-        raise AssertionError("an objective asks a text encoder for encode() only")
-
-    def config(self):
-        return {}
-
-
-def make(schedule="linear", prediction_type="epsilon", frozen=False, network=Recorder, **options):
-    denoiser = Denoiser(network(), make_schedule(schedule), prediction_type=prediction_type)
-    return DenoisingObjective(denoiser=denoiser, text_encoder=Length(frozen), **options)
-
-
-def batch(size=BATCH):
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (size, 3, 4, 4), dtype=torch.uint8, generator=generator)
-    captions = [f"caption {i}" for i in range(size)]
-    ids = [str(i) for i in range(size)]
-    return {"image": image, "caption": captions, "id": ids, "position": list(range(size))}
-
-
-def generators(seed=0, size=BATCH):
-    return [torch.Generator().manual_seed(1000 * seed + i) for i in range(size)]
 
 
 def signal_and_noise(schedule, timesteps):
@@ -224,39 +153,6 @@ def test_mean_over_the_parts_is_that_of_the_batch(cuts, every):
         total += size / BATCH * objective.loss(part, generators()[here])[0]
         first += size
     torch.testing.assert_close(total, whole)
-
-
-def test_one_picture_in_so_many_is_denoised_and_all_are_previewed():
-    """The same pictures, levels and noise as when all are denoised."""
-    seen, parts = {}, {}
-    for every in (1, 4):
-        objective = make(network=Guesser, denoise_every=every)
-        _, parts[every] = objective.loss(batch(), generators())
-        seen[every] = objective.denoiser.network
-    places = [i for i, position in enumerate(batch()["position"]) if position % 4 == 0]
-    assert 0 < len(places) < BATCH
-    assert torch.equal(seen[4].x_t, seen[1].x_t[places])
-    assert torch.equal(seen[4].timesteps, seen[1].timesteps[places])
-    assert torch.equal(seen[4].text.pooled, seen[1].text.pooled[places])
-    assert torch.equal(parts[4]["preview_loss"], parts[1]["preview_loss"])
-
-
-@pytest.mark.parametrize("options", [{}, {"network": Guesser, "preview_weight": 0.0}])
-def test_pictures_that_teach_nothing_are_an_error(options):
-    with pytest.raises(ValueError, match="denoise_every 2 needs a network with a preview"):
-        make(denoise_every=2, **options)
-
-
-def test_a_part_without_a_picture_to_denoise_has_zero_gradients():
-    """It must not be the one process that others wait for."""
-    network = UNet(text_dim=4, pooled_dim=4, channels=[32], head_dim=32, attention_levels=[])
-    objective = make(network=lambda: network, denoise_every=4)
-    part = {key: values[1:2] for key, values in batch().items()}
-    loss, parts = objective.loss(part, generators()[1:2])
-    loss.backward()
-    assert parts["denoising_loss"] == 0
-    assert network.conv_in.weight.grad is not None
-    assert not network.conv_in.weight.grad.any()
 
 
 @pytest.mark.parametrize("cuts", [[1] * 16, [4, 12]])
