@@ -62,12 +62,12 @@ SCENES = {
     "time_uniform": Variant(
         "noise levels uniform", {"objective.time_density": "uniform"}, core=True
     ),
-    "time_0.4_1.2": Variant(
-        "more high noise levels: logit-normal 0.4, 1.2",
-        {"objective.time_mean": 0.4, "objective.time_std": 1.2}, core=True,
+    "time_0_1": Variant(
+        "fewer high noise levels: logit-normal 0, 1",
+        {"objective.time_mean": 0.0, "objective.time_std": 1.0}, core=True,
     ),
-    "time_-0.4_1": Variant(
-        "fewer high noise levels: logit-normal -0.4, 1", {"objective.time_mean": -0.4}
+    "time_0.8_1.2": Variant(
+        "more high noise levels: logit-normal 0.8, 1.2", {"objective.time_mean": 0.8}
     ),
     "denoise_every_1": Variant(
         "every picture is denoised", {"objective.denoise_every": 1, "training.batch_size": 64},
