@@ -51,7 +51,7 @@ class GuardedMuon:
             weights: list[Tensor] = [self.matrices[name] for name in names]
             buffers = [self.buffers[name] for name in names]
             # zeros where it is called off, since NaN times 0 is NaN
-            gradients = [_gradient(weight).masked_fill_(off, 0.0) for weight in weights]
+            gradients = [_gradient(self.matrices[n]).masked_fill_(off, 0.0) for n in names]
             torch._foreach_mul_(buffers, kept)  # pyright: ignore[reportPrivateImportUsage]
             torch._foreach_add_(buffers, gradients, alpha=1 - self.momentum)  # pyright: ignore[reportPrivateImportUsage]
             # the look ahead of Nesterov
