@@ -95,6 +95,23 @@ def test_a_matrix_without_a_gradient_stays():
     assert stayed == ["0.weight"]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_is_called_off_changes_no_bit(bad):
+    torch.manual_seed(0)
+    module = nn.ModuleList([nn.Linear(8, 4), nn.Conv2d(3, 4, 3)])
+    matrices = {n: p for n, p in module.named_parameters() if p.ndim >= 2}
+    muon = GuardedMuon(matrices, Replicated(module, ALONE), weight_decay=0.1)
+    for parameter in matrices.values():
+        parameter.grad = torch.randn_like(parameter)
+    muon.guarded_step(0.1, GO)  # now there is momentum
+    before = {n: t.detach().clone() for n, t in {**matrices, **muon.named_state()}.items()}
+    for parameter in matrices.values():
+        parameter.grad = torch.full_like(parameter, bad)
+    muon.guarded_step(0.1, torch.ones(()))
+    for name, tensor in {**matrices, **muon.named_state()}.items():
+        assert torch.equal(tensor, before[name]), name
+
+
 class Mixing(Autoencoder):
     """An autoencoder and a matrix that learns to turn rows around."""
 

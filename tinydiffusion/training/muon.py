@@ -77,6 +77,7 @@ class GuardedMuon:
     def _directions(self, names: list[str], momentum: Sequence[Tensor]) -> list[Tensor]:
         """Where each matrix goes, as far as this process holds it."""
         wholes = [self.parallel.whole(n, m) for n, m in zip(names, momentum, strict=True)]
+        # in bfloat16 before they are put together: half as much to copy
         matrices = orthogonalised(torch.stack([_matrix(whole.bfloat16()) for whole in wholes]))
         rows, columns = matrices.shape[1:]
         scale = max(1, rows / columns) ** 0.5
