@@ -52,6 +52,7 @@ class Task:
     device: str
     baseline_precision: Literal["auto", "float32", "bfloat16"]
     baseline_gflop: float | None  # None: of our FLOPs
+    baseline_batch: int  # pictures a step
 
     def load(self) -> Config:
         """The run: the config with this time, seed and device."""
@@ -61,6 +62,8 @@ class Task:
             "training.max_minutes": self.minutes,
             "training.num_pictures": ENDLESS,
         }
+        if self.name == "baseline":
+            forced["training.batch_size"] = self.baseline_batch
         flags = [word for key, value in forced.items() for word in (f"--{key}", str(value))]
         config = config_file.load(self.config, [*self.overrides, *flags])
         if config.dataset["name"] != "scenes" or (config.validation or {}).get("split") != (

@@ -20,7 +20,8 @@ from tinydiffusion.pipeline import to_uint8
 from tinydiffusion.protocols import Batch, TextEncoder, TextStates
 
 LEARNING_RATE = 1e-4
-WARMUP_PICTURES = 500 * 16  # the examples' 500 steps of 16 pictures
+EXAMPLES_BATCH = 16  # pictures a step
+WARMUP_PICTURES = 500 * EXAMPLES_BATCH  # the examples' 500 steps
 CAPTION_DROPOUT = 0.1  # as in ours: without it there is no guidance
 SAMPLED_TOGETHER = 64
 

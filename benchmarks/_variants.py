@@ -148,6 +148,10 @@ EMOJI = {
         "predicts the velocity",
         {"diffusion.prediction_type": "flow", "objective.weighting": "none"}, core=True,
     ),
+    "denoise_every_2": Variant(
+        "half the pictures are denoised, the others teach the text encoder alone",
+        {"objective.denoise_every": 2, "training.batch_size": 64}, core=True,
+    ),
     "batch_16": Variant("twice the updates", {"training.batch_size": 16}, core=True),
     **COMMON,
     "batch_64": Variant("half the updates", {"training.batch_size": 64}),

@@ -28,16 +28,18 @@ from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.live_bytes import LiveBytes
 
 CONFIG = Path(__file__).parent.parent / "configs/quickstart.yaml"
-BASE = {"size": 32, "tokens": 32, "batch": 16, "channels": (64, 128)}
+QUICKSTART = config_file.load(CONFIG)
+CHANNELS = tuple(QUICKSTART.network["channels"])
+BASE = {"size": 32, "tokens": 32, "batch": 16, "channels": CHANNELS}
 """The quickstart's network; along each axis one of these changes."""
 AXES: dict[str, Sequence[Any]] = {
     "size": (16, 32, 64, 128),
     "tokens": (16, 32, 64, 77),
     "batch": (4, 16, 64, 128),
-    "channels": ((32, 64), (64, 128), (128, 256), (192, 384)),
+    "channels": [tuple(c * n // 2 for c in CHANNELS) for n in (1, 2, 4, 6)],
 }
 QUICK_AXES: dict[str, Sequence[Any]] = {"size": (16, 32), "channels": ((32, 32), (64, 32))}
-DATA_BATCH = 64
+DATA_BATCH = QUICKSTART.training.batch_size
 DATA_SIZES = (1_000, 10_000, 100_000, 1_000_000)
 QUICK_DATA_SIZES = (100, 200)
 MAX_GROWTH = 1.05  # of the process's memory, from the smallest data set to any other
@@ -48,11 +50,11 @@ def config_of(
     *,
     size: int = 32,
     tokens: int | None = None,
-    channels: Sequence[int] = (64, 128),
+    channels: Sequence[int] = CHANNELS,
     num_scenes: int = 100_000,
 ) -> Config:
     """The quickstart's, changed; without a number of tokens, as many as its captions need."""
-    config = config_file.load(CONFIG)
+    config = QUICKSTART
     return dataclasses.replace(
         config,
         dataset={**config.dataset, "size": size, "num_scenes": num_scenes},

@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from _contenders import Task
+from _diffusers_baseline import EXAMPLES_BATCH
 from _measuring import machine
 
 from tinydiffusion import config as config_file
@@ -35,6 +36,7 @@ QUICK = {
     "num_images": 4,
     "seeds": [0],
     "baseline_precision": "float32",
+    "baseline_batch": 4,
 }
 QUICK_OVERRIDES = ("--sampling.steps", "2", "--dataset.num_scenes", "64")
 STYLE = """<style>
@@ -92,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--baseline-precision", choices=("auto", "float32", "bfloat16"), default="auto",
         help="auto: the faster one, by a few steps")  # fmt: skip
     add("--baseline-gflop", type=float, help="of its UNet, forward; default: those of ours")
+    add("--baseline-batch", type=int, default=EXAMPLES_BATCH,
+        help="pictures a step; default %(default)s, as the examples")  # fmt: skip
     add("--resume-from", type=Path, metavar="JSON", help="runs that are in there are kept")
     add("--out", type=Path, metavar="JSON", help="written after every run")
     add("--plot", type=Path, metavar="SVG", help="both curves")

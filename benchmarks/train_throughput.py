@@ -54,9 +54,13 @@ QUICK = Scale(
     diffusers=(8, 16, 16), heads=2, groups=8, ddpm_dim=8, convolutions=((2, 16, 8), (2, 32, 8)),
 )  # fmt: skip
 
-SHAPE: dict[str, Any] = {"layers_per_block": 1, "attention_levels": ()}
+SHAPE: dict[str, Any] = {
+    "layers_per_block": 1,
+    "attention_levels": (),
+    "time_embedding_dim": 384,
+}
 """Of our networks, as configs/quickstart.yaml has it: few layers, wide where the picture is finest,
-attention in the middle."""
+attention in the middle; and as wide a vector of time and text, which need not grow with them."""
 CUDA_BATCH = 16  # times the pictures of the convolutions, which do not fill a GPU
 
 
@@ -147,7 +151,8 @@ class Training:
         self.optimizer.step()
 
     def pace(self, steps: int) -> float:
-        """Pictures per second over some steps."""
+        """Pictures per second over some steps, after one that brings memory and caches back."""
+        self.step()
         start = now(self.device)
         for _ in range(steps):
             self.step()

@@ -185,6 +185,7 @@ SENSELESS = {
     "network.layers_per_block": COUNT,
     "network.attention_levels": ([2], [-1]),
     "network.head_dim": (3, *COUNT),
+    "network.time_embedding_dim": (2, *COUNT),
     "network.patch_size": (3, *COUNT),
     "network.preview_size": COUNT,
     "network.preview_channels": COUNT,

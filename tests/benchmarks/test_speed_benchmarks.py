@@ -211,7 +211,8 @@ def test_a_student_is_held_to_its_promise(benchmark, evaluations, accuracy, coun
 
 def test_scaling_measures_a_row_for_every_value(benchmark, monkeypatch):
     scaling = benchmark("scaling")
-    monkeypatch.setattr(scaling, "CONFIG", FOLDER.parent / "configs/smoke.yaml")
+    smoke = config_file.load(FOLDER.parent / "configs/smoke.yaml")
+    monkeypatch.setattr(scaling, "QUICKSTART", smoke)
     small, large = scaling.grow({"size": (16, 32)}, steps=1, rounds=1)["size"]
     assert {*small["seconds_per_picture"]} == SUMMARY
     assert small["parameters"] == large["parameters"]

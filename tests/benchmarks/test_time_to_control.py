@@ -28,7 +28,7 @@ TINY = [
 TASK = {
     "seed": 0, "config": str(ROOT / "configs/smoke.yaml"), "overrides": TINY, "minutes": 0.01,
     "every": 0.2, "num_images": 2, "device": "cpu", "baseline_precision": "float32",
-    "baseline_gflop": None,
+    "baseline_gflop": None, "baseline_batch": 3,
 }  # fmt: skip
 
 
@@ -73,6 +73,11 @@ def test_only_scenes_have_held_out_combinations():
     task = {**TASK, "overrides": ["--validation.split", "train"]}
     with pytest.raises(ConfigError, match="held_out"):
         _contenders.Task(name="ours", **task).load()
+
+
+def test_the_baseline_has_a_batch_of_its_own():
+    ours, theirs = (_contenders.Task(name=name, **TASK).load() for name in benchmark.NAMES)
+    assert (ours.training.batch_size, theirs.training.batch_size) == (4, 3)
 
 
 def test_snapshots_come_at_their_times(monkeypatch, tmp_path):

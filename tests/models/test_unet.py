@@ -108,6 +108,13 @@ def test_what_the_preview_says_arrives_at_its_place(text_inputs):
     assert changed.tolist() == [True] * 8 + [False] * 8
 
 
+def test_width_of_the_embedding_is_four_times_the_finest_levels_unless_told(text_inputs):
+    for options, width in (({}, 128), ({"time_embedding_dim": 8}, 8)):
+        network = UNet(**TEXT, channels=(32, 32), layers_per_block=1, **options)
+        assert network.middle.res_block.modulation.in_features == width
+        assert network(*text_inputs(2, 24, 16, 6)).shape == (2, 3, 16, 16)
+
+
 def test_a_new_network_predicts_zero(text_inputs):
     network = UNet(**TEXT, channels=(32, 32), layers_per_block=1)
     assert not network(*text_inputs(2, 24, 16, 6)).any()
@@ -144,6 +151,8 @@ def test_bfloat16_autocast_is_close(text_inputs):
         ({"channels": (32, 2**62)}, r"channels must be in \[1, 8192\], got 4611686018427387904"),
         ({"channels": ()}, "channels must name the width of 1 to 16 levels, got 0"),
         ({"channels": (32,) * 17}, "channels must name the width of 1 to 16 levels, got 17"),
+        ({"time_embedding_dim": 6}, r"time_embedding_dim must be a multiple of 4, got 6"),
+        ({"time_embedding_dim": 0}, r"time_embedding_dim must be in \[1, 65536\], got 0"),
         ({"preview_channels": 2}, "preview_channels must be at least in_channels 3, got 2"),
     ],
 )

@@ -28,6 +28,7 @@ MOST = {
     "layers_per_block": 64,
     "patch_size": 64,
     "head_dim": 1024,
+    "time_embedding_dim": 65536,
     "preview_size": 64,
     "preview_channels": 256,
 }
@@ -56,6 +57,9 @@ class UNet(nn.Module):
         layers_per_block: Residual blocks a level, down; one more up.
         attention_levels: Levels with attention, 0 = finest; the middle always has it.
         head_dim: Width of an attention head.
+        time_embedding_dim: Width of the vector of time and pooled text that modulates the residual
+            blocks, a multiple of 4; by default 4 times that of the finest level. In wide networks a
+            third of all weights hangs on it.
         patch_size: Side of the stem's patches; 1 = no folding. Must divide the picture's size.
         preview_size: Side of the preview: 8 for where things are, more for small sets of pictures
             that are to be told apart by their captions.
@@ -81,6 +85,7 @@ class UNet(nn.Module):
         layers_per_block: int = 2,
         attention_levels: Sequence[int] = (1,),
         head_dim: int = 32,
+        time_embedding_dim: int | None = None,
         patch_size: int = 2,
         preview_size: int = 8,
         preview_channels: int = 16,
@@ -100,7 +105,7 @@ class UNet(nn.Module):
         _check_widths(channels, attention_levels, head_dim)
         self.patch_size = patch_size
         self.gradient_checkpointing = gradient_checkpointing
-        cond_dim = 4 * channels[0]
+        cond_dim = _cond_dim(time_embedding_dim, channels[0])
         self.time_embedding = TimestepEmbedding(cond_dim)
         self.text_embedding = nn.Sequential(
             nn.LayerNorm(pooled_dim), nn.Linear(pooled_dim, cond_dim)
@@ -222,6 +227,15 @@ def _check_shares(dropout: float, preview_channels: int, in_channels: int) -> No
         raise ValueError(
             f"preview_channels must be at least in_channels {in_channels}, got {preview_channels}"
         )
+
+
+def _cond_dim(time_embedding_dim: int | None, finest: int) -> int:
+    if time_embedding_dim is None:
+        return 4 * finest
+    _check_counts(time_embedding_dim=time_embedding_dim)
+    if time_embedding_dim % 4:
+        raise ValueError(f"time_embedding_dim must be a multiple of 4, got {time_embedding_dim}")
+    return time_embedding_dim
 
 
 def _check_widths(channels: Sequence[int], attention_levels: Sequence[int], head_dim: int) -> None:
