@@ -138,23 +138,35 @@ EMOJI = {
         {"objective.time_mean": 0.4, "objective.time_std": 1.2}, core=True,
     ),
     "no_preview": Variant(
-        "the text learns no preview", {"objective.preview_weight": 0.0}, core=True
+        "every picture is denoised, and the text learns no preview",
+        {
+            "objective.denoise_every": 1, "training.batch_size": 32,
+            "objective.preview_weight": 0.0,
+        },
+        core=True,
     ),
-    "muon_all": Variant(
-        "Muon for the whole model",
-        {"training.muon_modules": ["denoiser", "text_encoder"]}, core=True,
+    "muon_text": Variant(
+        "Muon for the text encoder only", {"training.muon_modules": ["text_encoder"]}, core=True
     ),
     "flow": Variant(
         "predicts the velocity",
         {"diffusion.prediction_type": "flow", "objective.weighting": "none"}, core=True,
     ),
-    "denoise_every_2": Variant(
-        "half the pictures are denoised, the others teach the text encoder alone",
-        {"objective.denoise_every": 2, "training.batch_size": 64}, core=True,
+    "denoise_every_1": Variant(
+        "every picture is denoised", {"objective.denoise_every": 1, "training.batch_size": 32},
+        core=True,
     ),
-    "batch_16": Variant("twice the updates", {"training.batch_size": 16}, core=True),
+    "denoise_every_2": Variant(
+        "half the pictures are denoised",
+        {"objective.denoise_every": 2, "training.batch_size": 64},
+    ),
+    "denoise_every_8": Variant(
+        "an eighth of the pictures is denoised",
+        {"objective.denoise_every": 8, "training.batch_size": 256}, core=True,
+    ),
+    "batch_64": Variant("twice the updates", {"training.batch_size": 64}, core=True),
     **COMMON,
-    "batch_64": Variant("half the updates", {"training.batch_size": 64}),
+    "batch_256": Variant("half the updates", {"training.batch_size": 256}),
     "text_128": Variant(
         "smaller text encoder", {"text_encoder.width": 128, "text_encoder.heads": 4}
     ),
