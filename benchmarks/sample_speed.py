@@ -32,7 +32,8 @@ from tinydiffusion.protocols import Dataset
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = "ddpm:1000"
-FAST = [f"{name}:{n}" for name in ("ddim", "dpmpp_2m", "euler", "heun") for n in (4, 10, 20, 50)]
+SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "euler", "heun")
+FAST = [f"{name}:{steps}" for name in SAMPLERS for steps in (4, 10, 20, 50)]
 QUICK = ["ddpm:2", "heun:3"]
 METRICS = ("scene_accuracy", "pixel_fd")
 SHOWN = ("scene_accuracy", "scene_accuracy/one_object", "scene_accuracy/two_objects", "pixel_fd")
