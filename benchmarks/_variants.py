@@ -156,17 +156,17 @@ EMOJI = {
         "every picture is denoised", {"objective.denoise_every": 1, "training.batch_size": 32},
         core=True,
     ),
-    "denoise_every_2": Variant(
-        "half the pictures are denoised",
-        {"objective.denoise_every": 2, "training.batch_size": 64},
+    "denoise_every_4": Variant(
+        "a quarter of the pictures is denoised",
+        {"objective.denoise_every": 4, "training.batch_size": 128}, core=True,
     ),
-    "denoise_every_8": Variant(
-        "an eighth of the pictures is denoised",
-        {"objective.denoise_every": 8, "training.batch_size": 256}, core=True,
+    "denoise_every_16": Variant(
+        "a sixteenth of the pictures is denoised",
+        {"objective.denoise_every": 16, "training.batch_size": 512},
     ),
-    "batch_64": Variant("twice the updates", {"training.batch_size": 64}, core=True),
+    "batch_128": Variant("twice the updates", {"training.batch_size": 128}, core=True),
     **COMMON,
-    "batch_256": Variant("half the updates", {"training.batch_size": 256}),
+    "batch_512": Variant("half the updates", {"training.batch_size": 512}),
     "text_128": Variant(
         "smaller text encoder", {"text_encoder.width": 128, "text_encoder.heads": 4}
     ),

@@ -184,3 +184,15 @@ def test_a_model_that_cannot_read_fails_the_ladder(climb):
     assert error > 0.1  # two steps teach nothing
     assert min(own, swapped) < 1  # the noise alone decides
     assert code == 1
+
+
+def test_where_few_pictures_are_denoised_the_ladder_shows_more(climb, monkeypatch):
+    asked, trainer = [], ladder.Trainer
+
+    def asked_for(learner, batches, **options):
+        asked.append((batches.batch_size, options["num_pictures"]))
+        return trainer(learner, batches, **options)
+
+    monkeypatch.setattr(ladder, "Trainer", asked_for)
+    climb({1: 2, 2: 3}, "--objective.denoise_every", "4")
+    assert asked == [(16, 32), (16, 48)]

@@ -36,7 +36,7 @@ from tinydiffusion.training.trainer import Trainer
 NUM_PICTURES = 16
 BATCH_SIZE = 32
 TRAINED_ON = {1: 6_400, NUM_PICTURES: 25_600}
-"""Pictures in the set -> pictures seen."""
+"""Pictures in the set -> pictures seen; as many again for each that is not denoised, see `_fit`."""
 MAX_ERROR = 0.08
 """Of the sample of the only picture: root mean square, pictures in [0, 1]."""
 MIN_SHARE = 0.9
@@ -90,11 +90,13 @@ def _fit(config: Config, examples: Sequence[Example]) -> TextToImage:
     captions = [captions_of(example)[0] for example in examples]
     shape = examples[0]["image"].shape
     objective: Any = build_objective(config, captions, shape[0]).to(device)
-    num_pictures = TRAINED_ON[len(examples)]
+    # Where one picture of N is denoised, the network still gets as many a step, and in all.
+    every: int = config.objective.get("denoise_every", 1)
+    num_pictures = every * TRAINED_ON[len(examples)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             build_learner(config, objective),
-            Batches(_Few(examples), BATCH_SIZE, config.seed),
+            Batches(_Few(examples), every * BATCH_SIZE, config.seed),
             run_dir=Path(folder),
             num_pictures=num_pictures,
             identity={},
