@@ -22,6 +22,11 @@ class Ladder(NamedTuple):
     variants: dict[str, Variant]
 
 
+def one_of(every: int, denoised: int) -> dict[str, Any]:
+    """Overrides: one picture of so many is denoised, and so many are denoised a step."""
+    return {"objective.denoise_every": every, "training.batch_size": every * denoised}
+
+
 COMMON = {
     "adamw": Variant("AdamW for all, no Muon", {"training.muon_modules": []}, core=True),
     "noise_candidates_4": Variant(
@@ -70,20 +75,16 @@ SCENES = {
         "more high noise levels: logit-normal 0.8, 1.2", {"objective.time_mean": 0.8}
     ),
     "denoise_every_1": Variant(
-        "every picture is denoised", {"objective.denoise_every": 1, "training.batch_size": 64},
+        "every picture is denoised", one_of(1, denoised=64),
         core=True,
     ),
     "denoise_every_4": Variant(
         "one picture of four is denoised",
-        {"objective.denoise_every": 4, "training.batch_size": 256},
+        one_of(4, denoised=64),
     ),
     "no_preview": Variant(
         "every picture is denoised, and the text learns no preview",
-        {
-            "objective.denoise_every": 1, "training.batch_size": 64,
-            "objective.preview_weight": 0.0,
-        },
-        core=True,
+        {**one_of(1, denoised=64), "objective.preview_weight": 0.0}, core=True,
     ),
     "muon_text": Variant(
         "Muon for the text encoder only", {"training.muon_modules": ["text_encoder"]}, core=True
@@ -139,11 +140,7 @@ EMOJI = {
     ),
     "no_preview": Variant(
         "every picture is denoised, and the text learns no preview",
-        {
-            "objective.denoise_every": 1, "training.batch_size": 32,
-            "objective.preview_weight": 0.0,
-        },
-        core=True,
+        {**one_of(1, denoised=32), "objective.preview_weight": 0.0}, core=True,
     ),
     "muon_text": Variant(
         "Muon for the text encoder only", {"training.muon_modules": ["text_encoder"]}, core=True
@@ -153,16 +150,16 @@ EMOJI = {
         {"diffusion.prediction_type": "flow", "objective.weighting": "none"}, core=True,
     ),
     "denoise_every_1": Variant(
-        "every picture is denoised", {"objective.denoise_every": 1, "training.batch_size": 32},
+        "every picture is denoised", one_of(1, denoised=32),
         core=True,
     ),
     "denoise_every_4": Variant(
         "a quarter of the pictures is denoised",
-        {"objective.denoise_every": 4, "training.batch_size": 128}, core=True,
+        one_of(4, denoised=32), core=True,
     ),
     "denoise_every_16": Variant(
         "a sixteenth of the pictures is denoised",
-        {"objective.denoise_every": 16, "training.batch_size": 512},
+        one_of(16, denoised=32),
     ),
     "batch_128": Variant("twice the updates", {"training.batch_size": 128}, core=True),
     **COMMON,

@@ -27,8 +27,7 @@ from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.live_bytes import LiveBytes
 
-CONFIG = Path(__file__).parent.parent / "configs/quickstart.yaml"
-QUICKSTART = config_file.load(CONFIG)
+QUICKSTART = config_file.load(Path(__file__).parent.parent / "configs/quickstart.yaml")
 CHANNELS = tuple(QUICKSTART.network["channels"])
 BASE = {"size": 32, "tokens": 32, "batch": 16, "channels": CHANNELS}
 """The quickstart's network; along each axis one of these changes."""
@@ -54,12 +53,11 @@ def config_of(
     num_scenes: int = 100_000,
 ) -> Config:
     """The quickstart's, changed; without a number of tokens, as many as its captions need."""
-    config = QUICKSTART
     return dataclasses.replace(
-        config,
-        dataset={**config.dataset, "size": size, "num_scenes": num_scenes},
-        network={**config.network, "channels": list(channels)},
-        text_encoder={**config.text_encoder, "max_length": tokens},
+        QUICKSTART,
+        dataset={**QUICKSTART.dataset, "size": size, "num_scenes": num_scenes},
+        network={**QUICKSTART.network, "channels": list(channels)},
+        text_encoder={**QUICKSTART.text_encoder, "max_length": tokens},
     )
 
 
