@@ -181,6 +181,7 @@ SENSELESS = {
     "text_encoder.heads": (3, *COUNT),
     "text_encoder.max_length": (2, 78, *COUNT),
     "text_encoder.vocab_size": (0, -1, 514),
+    "text_encoder.conv_size": (17, *COUNT),
     "network.channels": ([], [0], [-32], [32, 2**62], [32] * 17, [32, 33]),
     "network.layers_per_block": COUNT,
     "network.attention_levels": ([2], [-1]),

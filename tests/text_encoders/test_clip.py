@@ -15,10 +15,14 @@ CAPTIONS = [
 ]
 
 
+def make(**options) -> ClipTextEncoder:
+    torch.manual_seed(0)
+    return ClipTextEncoder.from_captions(CAPTIONS, width=32, layers=2, heads=4, **options)
+
+
 @pytest.fixture
 def encoder() -> ClipTextEncoder:
-    torch.manual_seed(0)
-    return ClipTextEncoder.from_captions(CAPTIONS, width=32, layers=2, heads=4)
+    return make()
 
 
 def copy_into_open_clip(encoder: ClipTextEncoder, layers: int):
@@ -78,7 +82,28 @@ def test_initial_deviations_are_clips():
             assert ours[name] == pytest.approx(weight.std().item(), rel=0.05), name
 
 
-def test_a_token_sees_only_what_stands_before_it(encoder):
+def test_the_convolution_adds_torchs_depthwise_one():
+    encoder = make(conv_size=4)
+    x, weight = torch.randn(2, 16, 32), encoder.conv.weight
+    kernel = torch.cat([weight.flip(0), torch.zeros(1, 32)]).T[
+        :, None
+    ]  # the token itself comes last
+    padded = torch.nn.functional.pad(x.mT, (3, 0))
+    expected = x + torch.nn.functional.conv1d(padded, kernel, groups=32).mT
+    torch.testing.assert_close(encoder.conv(x), expected)
+    assert weight.std().item() == pytest.approx(3**-0.5, rel=0.15)
+
+
+def test_a_rebuilt_encoder_with_a_convolution_gives_the_same_states():
+    encoder = make(conv_size=4)
+    rebuilt = ClipTextEncoder(**encoder.config())
+    rebuilt.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(rebuilt.encode(CAPTIONS), encoder.encode(CAPTIONS))
+
+
+@pytest.mark.parametrize("conv_size", [1, 4])
+def test_a_token_sees_only_what_stands_before_it(conv_size):
+    encoder = make(conv_size=conv_size)
     tokens = encoder.tokenize(CAPTIONS[:1])
     hidden = encoder(tokens).encoder_hidden_states
     changed = tokens.ids.clone()
@@ -88,7 +113,9 @@ def test_a_token_sees_only_what_stands_before_it(encoder):
     assert ((other - hidden)[0, 5:].abs().amax(1) > 1e-4).all()
 
 
-def test_padding_never_matters(encoder):
+@pytest.mark.parametrize("conv_size", [1, 4])
+def test_padding_never_matters(conv_size):
+    encoder = make(conv_size=conv_size)
     tokens = encoder.tokenize(CAPTIONS)
     noise = torch.randint_like(tokens.ids, encoder.tokenizer.vocab_size)
     noisy = encoder(tokens._replace(ids=torch.where(tokens.mask, tokens.ids, noise)))
@@ -157,6 +184,9 @@ def test_unusual_text_gives_finite_states(encoder, text):
         ({"layers": 10**9}, r"layers must be in \[1, 128\], got 1000000000"),
         ({"max_length": 78}, r"max_length must be in \[3, 77\], got 78"),
         ({"max_length": 2}, r"max_length must be in \[3, 77\], got 2"),
+        ({"conv_size": 0}, r"conv_size must be in \[1, 16\], got 0"),
+        ({"conv_size": 17}, r"conv_size must be in \[1, 16\], got 17"),
+        ({"conv_size": 4, "max_length": 3}, r"conv_size must be in \[1, 3\], got 4"),
         ({"vocab_size": 100}, "vocab_size must be at least 515, got 100"),
     ],
 )
