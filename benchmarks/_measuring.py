@@ -1,11 +1,14 @@
 """What several benchmarks need: the machine in words, contestants in turns, counted FLOPs."""
 
+import ctypes
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tinydiffusion.training.precision import uses_bfloat16
 
 Name = TypeVar("Name")
+Value = TypeVar("Value")
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 """Of a processor, those that decide how fast it multiplies float32 and bfloat16."""
 
@@ -59,6 +63,34 @@ def now(device: torch.device) -> float:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
+
+
+class OwnProcess:
+    """Calls functions in one process of its own, so that a contestant shares memory with none.
+
+    The functions must be a module's; what they raise is raised here.
+    """
+
+    def __init__(self) -> None:
+        self._executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+    def __enter__(self) -> "OwnProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown()
+
+    def __call__(self, function: Callable[..., Value], *arguments: Any) -> Value:
+        """What the function returns there."""
+        return self._executor.submit(function, *arguments).result()
+
+
+def give_back_memory() -> None:
+    """Give freed memory back to the system where the C library can, for others to have it."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def in_turns(

@@ -121,7 +121,11 @@ SCENES = {
         "smaller text encoder",
         {"text_encoder.width": 128, "text_encoder.layers": 2, "text_encoder.heads": 4},
     ),
+    "text_layers_2": Variant("shallower text encoder", {"text_encoder.layers": 2}),
     "text_layers_4": Variant("deeper text encoder", {"text_encoder.layers": 4}),
+    "conv_size_1": Variant(
+        "no convolution over the tokens", {"text_encoder.conv_size": 1}, core=True
+    ),
     "channels_64_64": Variant("narrower network", {"network.channels": [64, 64]}),
     "channels_64_128": Variant("wider where it is coarse", {"network.channels": [64, 128]}),
     "channels_128_128": Variant("wider network", {"network.channels": [128, 128]}),
@@ -168,6 +172,9 @@ EMOJI = {
         "smaller text encoder", {"text_encoder.width": 128, "text_encoder.heads": 4}
     ),
     "text_layers_4": Variant("deeper text encoder", {"text_encoder.layers": 4}),
+    "conv_size_4": Variant(
+        "a convolution over 4 tokens", {"text_encoder.conv_size": 4}, core=True
+    ),
     "channels_48_96_192": Variant("narrower network", {"network.channels": [48, 96, 192],
         "network.head_dim": 48}),
     "attention_2": Variant("attention at 4x4 only", {"network.attention_levels": [2]}),

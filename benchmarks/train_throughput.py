@@ -9,11 +9,12 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from _measuring import in_turns, machine, now, ratio, rounded, summary
+from _measuring import OwnProcess, give_back_memory, in_turns, machine, now, ratio, rounded, summary
 from _rivals import (
     Inputs,
     Network,
@@ -159,6 +160,27 @@ class Training:
         return steps * len(self.inputs.sample) / (now(self.device) - start)
 
 
+_training: Training  # of this process: each contestant has one to itself
+
+
+def start(name: str, scale: Scale, device: str) -> float:
+    """Seconds that the first step of this setting takes, compilation included."""
+    global _training
+    keep_freed_memory()
+    setting = SETTINGS[name]
+    shapes = (scale.batch, scale.size, scale.tokens, scale.text_dim)
+    inputs = Inputs.random(*shapes, torch.device(device))
+    _training = Training(networks(scale)[0][setting.network], setting, inputs)
+    return _training.first_step_s
+
+
+def pace(steps: int) -> float:
+    """Pictures per second of what was started in this process."""
+    measured = _training.pace(steps)
+    give_back_memory()
+    return measured
+
+
 def convolution_speed(batch: int, channels: int, side: int, device: torch.device) -> float:
     """FLOP/s of a 3x3 convolution in bfloat16, forward and both halves of backward; best of 3."""
     batch *= CUDA_BATCH if device.type == "cuda" else 1
@@ -195,29 +217,32 @@ def networks(scale: Scale) -> tuple[dict[str, Network], dict[str, str]]:
     except ModuleNotFoundError as error:
         if error.name != "denoising_diffusion_pytorch":
             raise
-        print(MISSING, file=sys.stderr)
         return made, {"ddpm-pytorch": MISSING}
 
 
 def run(scale: Scale, options: argparse.Namespace) -> dict[str, Any]:
     """Everything that is measured."""
     device = torch.device(options.device)
-    shapes = (scale.size, scale.tokens, scale.text_dim)
     known, missing = networks(scale)
-    one = Inputs.random(1, *shapes, torch.device("meta"))
+    for reason in missing.values():
+        print(reason, file=sys.stderr)
+    one = Inputs.random(1, scale.size, scale.tokens, scale.text_dim, torch.device("meta"))
     counts = {name: network.count(one) for name, network in known.items()}
-    inputs = Inputs.random(scale.batch, *shapes, device)
-    trainings = {
-        name: Training(known[setting.network], setting, inputs)
-        for name, setting in SETTINGS.items()
-        if setting.network in known and not (setting.compiled and options.skip_compile)
-    }
     convolutions = {
         f"{b} x {c} x {n} x {n}": partial(convolution_speed, b, c, n, device)
         for b, c, n in scale.convolutions
     }
-    contestants = {name: partial(t.pace, options.steps) for name, t in trainings.items()}
-    measured = in_turns({**contestants, **convolutions}, options.rounds)
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(OwnProcess())
+            for name, setting in SETTINGS.items()
+            if setting.network in known and not (setting.compiled and options.skip_compile)
+        }
+        first_step_s = {
+            name: process(start, name, scale, options.device) for name, process in processes.items()
+        }
+        contestants = {name: partial(p, pace, options.steps) for name, p in processes.items()}
+        measured = in_turns({**contestants, **convolutions}, options.rounds)
     peak = max(max(measured[name]) for name in convolutions)
     paces = {name: measured[name] for name in contestants}
     return {
@@ -239,22 +264,22 @@ def run(scale: Scale, options: argparse.Namespace) -> dict[str, Any]:
             "shapes": {name: summary([f / 1e9 for f in measured[name]]) for name in convolutions},
         },
         "settings": {
-            name: row(pace, 3 * counts[SETTINGS[name].network][1], peak, trainings[name])
-            for name, pace in paces.items()
+            name: row(paces[name], 3 * counts[SETTINGS[name].network][1], peak)
+            | {"first_step_s": rounded(first_step_s[name], 3)}
+            for name in contestants
         },
         "ratios": compare(paces),
     }
 
 
-def row(pace: Sequence[float], flops: int, peak: float, training: Training) -> dict[str, Any]:
+def row(paces: Sequence[float], flops: int, peak: float) -> dict[str, Any]:
     """What is said of a setting, a training step of which has so many FLOPs a picture."""
-    pictures_per_s = summary(pace)
+    pictures_per_s = summary(paces)
     useful = flops * pictures_per_s["median"]
     return {
         "pictures_per_s": pictures_per_s,
         "useful_gflop_per_s": rounded(useful / 1e9),
         "share_of_convolution_peak": rounded(useful / peak),
-        "first_step_s": rounded(training.first_step_s, 3),
     }
 
 
