@@ -230,10 +230,18 @@ def test_prompts_that_are_too_long_are_counted(model):
 # ---- diffusers -------------------------------------------------------------------------------
 
 
-def test_the_pipeline_does_not_import_diffusers():
-    program = "import sys, tinydiffusion.pipeline; sys.exit('diffusers' in sys.modules)"
+def test_drawing_imports_no_diffusers_no_compiler_and_no_sharding(folder):
+    """Each of which would take up to a second of the time until the first picture."""
+    program = (
+        "import sys\n"
+        "import tinydiffusion.commands.sample\n"
+        "from tinydiffusion.pipeline import TextToImage\n"
+        "TextToImage.from_pretrained(sys.argv[1], device='cpu').generate(['a red circle'])\n"
+        "heavy = {'diffusers', 'torch._dynamo', 'torch.distributed.fsdp'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy}' if heavy else 0)"
+    )
     root = Path(tinydiffusion.__file__).parents[1]
-    subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
+    subprocess.run([sys.executable, "-c", program, str(folder)], cwd=root, check=True)
 
 
 @pytest.fixture(scope="module")

@@ -117,6 +117,14 @@ def test_train_throughput_prints_its_settings(benchmark, run, monkeypatch):
     assert {"parameters", "forward_gflop"} == {*result["networks"]["diffusers"]}
 
 
+def test_train_throughput_says_what_the_processor_allows(benchmark):
+    paces = {"ours bf16": [20.0, 22.0], "diffusers fp32": [5.0, 5.0], "diffusers bf16": [10.0, 8.0]}
+    ratios = benchmark("train_throughput").compare(paces, {"ours bf16": 36.0})
+    eager = ratios["ours / diffusers eager"]
+    assert eager["settings"] == ["ours bf16", "diffusers bf16"]
+    assert (eager["rounds"], eager["at_peak"]) == ([2.0, 2.75], 4.0)
+
+
 def test_train_throughput_tells_a_broken_promise(benchmark):
     throughput = benchmark("train_throughput")
     rows = {"ours bf16": {"share_of_convolution_peak": 0.4}}

@@ -1,7 +1,7 @@
 """Weights from strangers: nothing is allocated before names, shapes and sizes are known to fit."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.overrides import TorchFunctionMode
 
 MAX_HEADER = 2**22
 EXTRA_TENSORS = 64
@@ -66,7 +67,7 @@ def build_fitting(build: Callable[[], nn.Module], header: Mapping[str, TensorSpe
     Raises:
         WeightsError: the module has other tensors than the header, or many more on the way.
     """
-    with torch.device("meta"), _limited(header):
+    with torch.device("meta"), _Unfilled(), _limited(header):
         state = build().state_dict()
     for name in sorted(state.keys() | header.keys()):
         if name not in header or name not in state:
@@ -94,6 +95,23 @@ def load_weights(module: nn.Module, file: Path) -> None:
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor that holds NaN or infinity."""
     return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what `nn.init` does, which is nothing to weights that have no memory.
+
+    Normal numbers for them would make torch import its compiler: a second, of the six or less
+    until the first picture.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @contextmanager

@@ -63,8 +63,10 @@ class ClipTextEncoder(nn.Module):
         self.conv = _CausalConvolution(width, conv_size) if conv_size > 1 else nn.Identity()
         self.blocks = nn.ModuleList(_Block(width, heads, layers) for _ in range(layers))
         self.final_norm = nn.LayerNorm(width)
-        causal = torch.full((max_length, max_length), -math.inf).triu(1)
-        self.register_buffer("causal_mask", causal, persistent=False)
+        # of a list: arithmetic on the meta device, where models are tried, imports torch's compiler
+        places = range(max_length)
+        causal = [[-math.inf if other > own else 0.0 for other in places] for own in places]
+        self.register_buffer("causal_mask", torch.tensor(causal), persistent=False)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.01)
 
