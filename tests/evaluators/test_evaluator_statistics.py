@@ -32,10 +32,8 @@ def normal(n, dimensions, seed, *, mean=0.0, scale=1.0):
 def test_moments_equal_the_two_pass_formula_far_from_the_origin():
     features = normal(500, 8, seed=0, mean=1000.0)
     torch.testing.assert_close(moments(features).mean(), features.mean(dim=0))
-    # Each of 500 sums of 1e6 rounds by up to 6e-8, in an order that differs between processors;
-    # divided by 499, chance leaves some 2e-9 of them, and the worst case would be 6e-8.
     torch.testing.assert_close(
-        moments(features).covariance(), features.T.cov(), rtol=1e-7, atol=1e-8
+        moments(features).covariance(), features.T.cov(), rtol=1e-7, atol=1e-9
     )
 
 

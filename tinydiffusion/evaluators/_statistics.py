@@ -30,9 +30,14 @@ class Moments(NamedTuple):
     def add_(self, features: Float[Tensor, "N D"]) -> None:
         """Take in N more feature vectors, in place."""
         rows = features.detach().cpu().double()
+        total = rows.sum(dim=0)
+        mean = total / max(1, len(rows))
         self.n.add_(len(rows))
-        self.total.add_(rows.sum(dim=0))
-        self.outer.addmm_(rows.T, rows)
+        self.total.add_(total)
+        # Centred, and the mean's part added at once: far from the origin a sum over all rows
+        # would round at every row, in an order that differs between processors.
+        centred = rows - mean
+        self.outer.addmm_(centred.T, centred).addr_(total, mean)
 
     def merged(self, other: "Moments") -> "Moments":
         """Moments of both parts together."""
