@@ -177,7 +177,10 @@ def test_sample_speed_prints_quality_beside_speed(benchmark, run, model, monkeyp
         assert {*row["pictures_per_s"]} == {*row["first_picture_s"]} == SUMMARY
     ddpm = result["settings"]["ddpm:2"]
     assert ddpm["diffusers"]["scheduler"] == "DDPMScheduler"
-    assert {*ddpm["ratio"]} == SUMMARY
+    assert {*ddpm["ratio"]} == {*SUMMARY, "at_equal_flops"}
+    assert ddpm["ratio"]["at_equal_flops"] == pytest.approx(
+        ddpm["ratio"]["median"] * ours / theirs, rel=2e-3
+    )
 
 
 def test_every_scheduler_takes_few_steps(benchmark):
@@ -192,7 +195,7 @@ def test_every_scheduler_takes_few_steps(benchmark):
 
 def sampled(evaluations, accuracy, distance, ratio):
     quality = {"scene_accuracy": accuracy, "pixel_fd": distance}
-    return {"evaluations": evaluations, "quality": quality, "ratio": {"median": ratio}}
+    return {"evaluations": evaluations, "quality": quality, "ratio": {"at_equal_flops": ratio}}
 
 
 @pytest.mark.parametrize(

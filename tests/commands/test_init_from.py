@@ -15,7 +15,8 @@ from tinydiffusion.processes import ALONE
 STUDENT = [
     "--objective.name", "distillation", "--objective.num_inference_steps", "2",
     "--objective.spacing", "trailing", "--objective.teacher_steps", "2",
-    "--sampling.steps", "2", "--sampling.guidance_scale", "1",
+    "--objective.sampler", "ddpm", "--sampling.sampler", "ddpm", "--sampling.steps", "2",
+    "--sampling.guidance_scale", "1",
 ]  # fmt: skip
 
 
@@ -90,6 +91,10 @@ def test_a_run_that_began_otherwise_is_not_gone_on_with(tiny, model, finished, t
         (
             [*STUDENT, "--sampling.spacing", "karras"],
             "sampling.spacing 'karras' must be objective.",
+        ),
+        (
+            [*STUDENT, "--sampling.sampler", "euler"],
+            "sampling.sampler 'euler' must be objective.sampler 'ddpm'",
         ),
         ([*STUDENT, "--sampling.steps", "3"], "sampling.steps 3 must be objective.num_inference_"),
     ],

@@ -55,6 +55,9 @@ def test_signal_and_noise_lie_on_the_path(name):
 def test_timestep_of_inverts_sigmas_and_is_clamped(name):
     schedule = make_schedule(name)
     timesteps = schedule.timestep_of(schedule.sigmas)
+    between = torch.linspace(0, schedule.num_train_timesteps - 1, 2345)
+    torch.testing.assert_close(schedule.timestep_of(schedule.sigma_of(between)), between,
+                               rtol=1e-5, atol=1e-2)  # fmt: skip
     torch.testing.assert_close(timesteps, torch.arange(1000.0), atol=1e-3, rtol=0)
     outside = schedule.timestep_of(torch.tensor([0.0, 1e-9, 1e9]))
     torch.testing.assert_close(outside, torch.tensor([0.0, 0.0, 999.0]))

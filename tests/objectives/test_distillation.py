@@ -10,10 +10,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import nn
 
 from tinydiffusion.diffusion.denoiser import Denoiser
-from tinydiffusion.diffusion.noise import picture_generators
+from tinydiffusion.diffusion.noise import picture_generators, randn
 from tinydiffusion.diffusion.schedule import make_schedule
 from tinydiffusion.objectives.distillation import DistillationObjective
 from tinydiffusion.protocols import Objective, TextStates
+from tinydiffusion.samplers.ddpm import sample_ddpm
 from tinydiffusion.samplers.euler import sample_euler
 
 BATCH, STEPS = 12, 4
@@ -70,7 +71,7 @@ def objective(student_scale=0.3, schedule="flow", prediction_type="flow", **opti
         text_encoder=Length(),  # pyright: ignore[reportArgumentType]
         teacher=teacher.requires_grad_(False),
         num_inference_steps=STEPS,
-        **{"spacing": "trailing", **options},
+        **{"spacing": "trailing", "sampler": "euler", **options},
     ).train()
 
 
@@ -116,10 +117,52 @@ def test_one_step_with_the_target_ends_where_the_teachers_sampler_does(i, guidan
     if i == STEPS - 1:  # ends in 0, as a sampler demands
         none = [torch.Generator()] * 3
         torch.testing.assert_close(sample_euler(denoise, x, between, generators=none), arrived)
-    levels = taught.sigmas[i].expand(3, -1)[..., None, None, None]
-    target = taught._target(x, levels, text, empty)
+    torch.testing.assert_close(taught.sigmas[i], between, rtol=1e-4, atol=0)
+    target = taught._target(x, taught.sigmas[i], text, taught.text_encoder.encode([""]))
     ratio = sigmas[i + 1] / sigmas[i]
     torch.testing.assert_close(target + ratio * (x - target), arrived, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("i", range(STEPS))
+def test_a_step_of_ddpm_with_the_target_adds_noise_to_where_the_teacher_arrives(i):
+    """By `sample_ddpm` from a level to the next one, and back to what it was before the noise."""
+    taught = objective(sampler="ddpm", teacher_steps=5, guidance_scale=1.0)
+    taught.teacher.network.eval()
+    text, empty = (taught.text_encoder.encode(c) for c in (["a red circle"] * 3, [""]))
+    sigma, sigma_next = make_schedule("flow").sampling_sigmas(STEPS)[i : i + 2]
+    x = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * sigma
+    levels = taught.sigmas[i]
+    assert levels[0] == sigma
+    torch.testing.assert_close(levels[-1], sigma_next**2 / sigma)
+    arrived, denoise = x, taught.teacher.denoise(text, clip_sample=True)
+    for first, second in pairwise(levels):
+        x_0 = denoise(arrived, first)
+        arrived = x_0 + second / first * (arrived - x_0)
+    target = taught._target(x, levels, text, empty)
+    answers = iter([target, torch.zeros_like(x)])  # a last step to 0, as a sampler demands
+    seen = []
+
+    def remember(x, sigma):
+        seen.append(x)
+        return next(answers)
+
+    down = torch.tensor([sigma, sigma_next, 0.0]) if sigma_next > 0 else torch.tensor([sigma, 0.0])
+    last = sample_ddpm(remember, x, down, generators=picture_generators(7, 0, 3))
+    if sigma_next == 0:
+        torch.testing.assert_close(last, arrived, rtol=1e-4, atol=1e-4)
+        return
+    noise = randn(x.shape, picture_generators(7, 0, 3))
+    added = (sigma_next**2 - levels[-1] ** 2).sqrt() * noise
+    torch.testing.assert_close(seen[1], arrived + added, rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_takes_as_many_more_steps_as_ddpm_goes_further():
+    counts = [len(levels) - 1 for levels in objective(sampler="ddpm", teacher_steps=4).sigmas]
+    assert counts == [16, 8, 6, 4]  # of time 1 to 0, 0.75 to 0.25, 0.5 to 0.1, 0.25 to 0
+    for levels in objective(sampler="ddpm", teacher_steps=4).sigmas:
+        time = levels / (1 + levels)
+        torch.testing.assert_close(time.diff(), time.diff()[:1].expand(len(time) - 1),
+                                   rtol=0.03, atol=1e-4)  # fmt: skip
 
 
 def test_two_teacher_steps_give_the_papers_target():
@@ -130,7 +173,7 @@ def test_two_teacher_steps_give_the_papers_target():
     schedule = taught.denoiser.schedule
     text = taught.text_encoder.encode(["a red circle"] * 3)
     i = 1
-    sigma = taught.sigmas[i, 0]
+    sigma = taught.sigmas[i][0]
     levels = schedule.timestep_of(taught.sigmas[i]).round().long()
     alphas = schedule.alphas_cumprod[levels]
     before = torch.cat([torch.ones(1), schedule.alphas_cumprod[:-1]])
@@ -146,18 +189,18 @@ def test_two_teacher_steps_give_the_papers_target():
     a_t, s_t = alphas[0].sqrt(), (1 - alphas[0]).sqrt()
     a_after, s_after = alphas[2].sqrt(), (1 - alphas[2]).sqrt()
     paper = (z - s_after / s_t * z_t) / (a_after - s_after / s_t * a_t)
-    levels = taught.sigmas[i].expand(3, -1)[..., None, None, None]
-    target = taught._target(x, levels, text, text)
+    target = taught._target(x, taught.sigmas[i], text, taught.text_encoder.encode([""]))
     torch.testing.assert_close(target, paper, rtol=1e-3, atol=1e-3)
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     taught = objective(teacher_steps=1, guidance_scale=1.0)
     taught.denoiser.network.dropout.p = 0.0
-    clamped = taught._teacher_x_0
-    taught._teacher_x_0 = lambda x, sigma, text, empty: taught.teacher.to_x_0(x, sigma, text)
+    clamped = taught.teacher.denoise
+    taught.teacher.denoise = lambda *args, **options: clamped(
+        *args, **{**options, "clip_sample": False}
+    )
     assert loss(taught) < 1e-7
-    taught._teacher_x_0 = clamped
     assert loss(objective(0.5, teacher_steps=1, guidance_scale=1.0)) > 1e-3
 
 
@@ -193,13 +236,23 @@ def test_the_teacher_answers_without_dropout_while_the_student_trains():
 def test_every_step_of_the_student_is_taught():
     taught = objective()
     seen = []
-    taught._target = lambda x, sigmas, text, empty: seen.append(sigmas[:, 0].flatten()) or x
+
+    def remember(x, sigmas, text, empty):
+        seen.append((len(x), sigmas))
+        return x
+
+    taught._target = remember
     loss(taught)
-    assert set(seen[0].tolist()) == set(taught.sigmas[:, 0].tolist())
+    counts = [count for count, _ in seen]
+    assert sum(counts) == BATCH
+    assert all(abs(count - BATCH / STEPS) <= 1 for count in counts)
+    for (_, levels), expected in zip(seen, taught.sigmas, strict=True):
+        assert torch.equal(levels, expected)
 
 
-def test_it_learns_what_the_teacher_does():
-    taught = objective(0.6, teacher_steps=3, guidance_scale=1.0)
+@pytest.mark.parametrize("sampler", ["ddpm", "euler"])
+def test_it_learns_what_the_teacher_does(sampler):
+    taught = objective(0.6, teacher_steps=3, guidance_scale=1.0, sampler=sampler)
     taught.denoiser.network.dropout.p = 0.0
     optimizer = torch.optim.Adam(taught.denoiser.parameters(), lr=0.02)
     first = loss(taught).item()
@@ -217,6 +270,7 @@ def test_it_learns_what_the_teacher_does():
         ({"teacher_steps": 0}, r"teacher_steps must be in \[1, 100\], got 0"),
         ({"teacher_steps": 101}, "got 101"),
         ({"teacher_steps": 100, "spacing": "even"}, "unknown spacing 'even'"),
+        ({"sampler": "eular"}, r"sampler must be one of ddpm, euler, got 'eular'.*euler"),
         ({"guidance_scale": float("nan")}, r"guidance_scale must be in \[0, 1000\], got nan"),
         ({"guidance_scale": -1.0}, "got -1.0"),
     ],

@@ -55,7 +55,7 @@ def real(run_dir, objective="denoising", **options):
     config = config_file.from_dict({**SMALL, "objective": {"name": objective}})
     start = None
     if takes_teacher(config):
-        config.objective.update(num_inference_steps=2, spacing="trailing")
+        config.objective.update(num_inference_steps=2, spacing="trailing", sampler="ddpm")
         first = build_objective(config_file.from_dict(SMALL), captions)
         start = (first.denoiser.network, first.text_encoder)
     defaults = {"num_pictures": 24, "checkpoint_every": 8, "log_every": 4, "keep_checkpoints": 9}

@@ -142,6 +142,12 @@ def _check_student(config: Config) -> None:
             f"sampling.spacing {sampling.spacing!r} must be objective.spacing {spacing!r}: the "
             "model learns no other noise levels"
         )
+    sampler = objective.get("sampler", sampling.sampler)
+    if sampler != sampling.sampler:
+        raise ConfigError(
+            f"sampling.sampler {sampling.sampler!r} must be objective.sampler {sampler!r}: the "
+            "model is taught to be sampled in that way alone"
+        )
     if takes_teacher(config) and sampling.guidance_scale != 1:
         raise ConfigError(
             f"sampling.guidance_scale must be 1, got {sampling.guidance_scale:g}: what "

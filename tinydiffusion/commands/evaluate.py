@@ -20,6 +20,7 @@ from tinydiffusion.commands._statistics_file import StatisticsFile
 from tinydiffusion.commands._targets import Request, Target, check_request, open_target
 from tinydiffusion.processes import Processes, joined
 from tinydiffusion.protocols import SOURCES
+from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.watchdog import Watchdog
 
 FAILED = 1
@@ -31,6 +32,7 @@ def evaluate(request: Request) -> int:
     A metric that is skipped because its weights are missing has not failed; pictures that cannot
     be read have. The processes of a launcher share the pictures; the main one speaks and writes.
     """
+    keep_freed_memory()
     with joined(request.device) as processes:
         return _evaluate(request, processes, _console(quiet=not processes.is_main))
 

@@ -16,6 +16,7 @@ from tinydiffusion.commands._shards import WHOLE, Shard
 from tinydiffusion.config import ConfigError
 from tinydiffusion.pipeline import TextToImage, check_prompts
 from tinydiffusion.processes import joined
+from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.precision import Precision
 
 
@@ -40,6 +41,7 @@ def sample(
 
     The processes of a launcher share the work.
     """
+    keep_freed_memory()
     with joined(device) as processes:
         console = Console(
             stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not processes.is_main

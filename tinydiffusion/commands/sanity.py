@@ -30,6 +30,7 @@ from tinydiffusion.commands._checks import check_config
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, Example
+from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.trainer import Trainer
 
@@ -47,6 +48,7 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 
 def sanity(config: Config) -> int:
     """0 if every check passes, 1 if one fails."""
+    keep_freed_memory()
     check_config(config)
     examples = _distinct_examples(build_dataset(config.dataset), NUM_PICTURES)
     passed = [_one_picture(config, examples[:1])]

@@ -31,8 +31,8 @@ class FixedRows(nn.Module):
     ) -> Float[Tensor, "B C H W"]:
         """The network's output, from as many calls as it takes."""
         inputs = (sample, timesteps, *text)
-        missing = -len(sample) % self.rows
-        padded = [torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) for x in inputs]
-        calls = zip(*(x.split(self.rows) for x in padded), strict=True)
+        if missing := -len(sample) % self.rows:
+            inputs = tuple(torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) for x in inputs)
+        calls = zip(*(x.split(self.rows) for x in inputs), strict=True)
         outputs = [self.network(x, t, TextStates(*states)) for x, t, *states in calls]
         return torch.cat(outputs)[: len(sample)]

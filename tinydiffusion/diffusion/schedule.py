@@ -88,6 +88,12 @@ class Schedule:
         below, above = log_sigmas[high - 1], log_sigmas[high]
         return high - 1 + ((log_sigma - below) / (above - below)).clamp(0, 1)
 
+    def sigma_of(self, timesteps: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The noise level at a fractional timestep, log-linear: the inverse of `timestep_of`."""
+        log_sigmas = self.sigmas.to(timesteps.device).log()
+        below = timesteps.long().clamp(0, len(log_sigmas) - 2)
+        return torch.lerp(log_sigmas[below], log_sigmas[below + 1], timesteps - below).exp()
+
     def sampling_sigmas(
         self, num_inference_steps: int, spacing: str = "trailing"
     ) -> Float[Tensor, "S_plus_1"]:

@@ -121,10 +121,13 @@ class ResBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C H W"], cond: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B C2 H W"]:
-        h = self.conv1(F.silu(self.norm1(x)))
+        in_place = not torch.is_grad_enabled()  # what is read again soon is then still in the cache
+        h = self.conv1(F.silu(self.norm1(x), inplace=in_place))
         scale, shift = rearrange(self.modulation(cond), "b (two c) -> two b c 1 1", two=2)
-        h = self.norm2(h) * (1 + scale) + shift  # addcmul has a slow backward on CPUs
-        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+        h = self.norm2(h)
+        # Not addcmul, whose backward is slow on CPUs.
+        h = h.mul_(1 + scale).add_(shift) if in_place else h * (1 + scale) + shift
+        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h, inplace=in_place)))
 
 
 class Attention(nn.Module):

@@ -9,11 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tinydiffusion.diffusion.denoiser import Denoiser
-from tinydiffusion.diffusion.guidance import guide
 from tinydiffusion.diffusion.noise import randn
+from tinydiffusion.diffusion.schedule import Schedule
 from tinydiffusion.diffusion.weighting import spread_evenly
 from tinydiffusion.objectives._pixels import to_float
 from tinydiffusion.protocols import Batch, Generators, TextEncoder, TextStates
+from tinydiffusion.registry import suggest
+
+SAMPLERS = ["ddpm", "euler"]
 
 
 class DistillationObjective(nn.Module):
@@ -25,8 +28,12 @@ class DistillationObjective(nn.Module):
     as in Meng et al. (2023), section 3.1 (https://arxiv.org/abs/2210.03142), for one fixed scale:
     the student is sampled with `guidance_scale` 1, so a picture takes one evaluation a step.
 
-    Sample with `euler`, and with the steps and spacing that are given here: no other noise levels
-    are learned.
+    Where the student is sampled by `ddpm`, the teacher goes on to the lower noise level from which
+    that sampler adds noise, much as in section 3.3 of Meng et al. What an early step got wrong can
+    then be mended by a later one.
+
+    Sample with the sampler, steps and spacing that are given here: no other noise levels are
+    learned.
 
     Args:
         denoiser: The student, which begins as its teacher; its network is trained.
@@ -34,11 +41,13 @@ class DistillationObjective(nn.Module):
         teacher: A copy of the trained model; never changed.
         num_inference_steps: Steps of the student.
         spacing: Of its noise levels, see `Schedule.sampling_sigmas`.
-        teacher_steps: Steps of the teacher for one of the student's, in [1, 100].
+        sampler: Of the student, "ddpm" or "euler".
+        teacher_steps: Steps of the teacher from one of the student's levels to the next one, in
+            [1, 100]; to a lower one as many more as it takes longer.
         guidance_scale: Of the teacher; 1 is off.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number out of its range, or an unknown sampler.
     """
 
     def __init__(
@@ -49,12 +58,18 @@ class DistillationObjective(nn.Module):
         teacher: Denoiser,
         num_inference_steps: int,
         spacing: str,
+        sampler: str,
         teacher_steps: int = 5,
         guidance_scale: float = 3.0,
     ) -> None:
         super().__init__()
         if not 1 <= teacher_steps <= 100:
             raise ValueError(f"teacher_steps must be in [1, 100], got {teacher_steps}")
+        if sampler not in SAMPLERS:
+            raise ValueError(
+                f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}"
+                f"{suggest(sampler, SAMPLERS)}"
+            )
         if not 0 <= guidance_scale <= 1000:
             raise ValueError(f"guidance_scale must be in [0, 1000], got {guidance_scale}")
         self.denoiser = denoiser
@@ -62,11 +77,15 @@ class DistillationObjective(nn.Module):
         cast(nn.Module, text_encoder).requires_grad_(False)
         self.teacher = teacher
         self.guidance_scale = guidance_scale
-        sigmas = denoiser.schedule.sampling_sigmas(num_inference_steps * teacher_steps, spacing)
-        # Row i: from the student's level i to its next one.
-        self.sigmas: Float[Tensor, "S K_plus_1"] = sigmas.unfold(
-            0, teacher_steps + 1, teacher_steps
-        )
+        schedule = denoiser.schedule
+        sigmas = schedule.sampling_sigmas(num_inference_steps, spacing)
+        # Before ddpm adds noise, the share (sigma_next / sigma)^2 of the noise is left.
+        ends = sigmas[1:] if sampler == "euler" else sigmas[1:] ** 2 / sigmas[:-1]
+        self.sigmas = [
+            _teacher_sigmas(schedule, *levels, teacher_steps)
+            for levels in zip(sigmas[:-1], sigmas[1:], ends, strict=True)
+        ]
+        """The teacher's levels during each of the student's steps."""
 
     def train(self, mode: bool = True) -> "DistillationObjective":
         """Itself, in that mode but for teacher and text encoder: they answer without dropout."""
@@ -86,43 +105,58 @@ class DistillationObjective(nn.Module):
         """
         x_0 = to_float(batch["image"])
         steps = (spread_evenly(batch["position"]) * len(self.sigmas)).long()
-        sigmas = self.sigmas[steps].to(x_0.device)[..., None, None, None]
-        x = x_0 + sigmas[:, 0] * randn(x_0.shape, generators, device=x_0.device)
+        sigma = torch.stack([levels[0] for levels in self.sigmas])[steps].to(x_0.device)
+        x = x_0 + sigma.view(-1, 1, 1, 1) * randn(x_0.shape, generators, device=x_0.device)
         with torch.no_grad():
             text = self.text_encoder.encode(batch["caption"])
-            empty = self.text_encoder.encode([""] * len(x))
-            target = self._target(x, sigmas, text, empty)
-        predicted = self.denoiser.to_x_0(x, sigmas[:, 0].flatten(), text)
+            empty = self.text_encoder.encode([""])
+            target = torch.empty_like(x)
+            for step in steps.unique().tolist():
+                rows = (steps == step).nonzero().flatten().to(x.device)
+                told = TextStates(*(part[rows] for part in text))
+                target[rows] = self._target(x[rows], self.sigmas[step], told, empty)
+        predicted = self.denoiser.to_x_0(x, sigma, text)
         return (predicted.float() - target).square().mean(), {}
 
     def _target(
         self,
         x: Float[Tensor, "B C H W"],
-        sigmas: Float[Tensor, "B K_plus_1 1 1 1"],
+        sigmas: Float[Tensor, "K_plus_1"],
         text: TextStates,
         empty: TextStates,
     ) -> Float[Tensor, "B C H W"]:
         """The x_0 with which one step from the first level ends where the teacher's steps do."""
+        denoise = self.teacher.denoise(
+            text,
+            negative=TextStates(*(part.expand(len(x), *part.shape[1:]) for part in empty)),
+            guidance_scale=self.guidance_scale,
+            clip_sample=True,
+        )
         arrived = x
-        for sigma, sigma_next in pairwise(sigmas.unbind(1)):
-            x_0 = self._teacher_x_0(arrived, sigma.flatten(), text, empty)
+        for sigma, sigma_next in pairwise(sigmas.to(x.device)):
+            x_0 = denoise(arrived, sigma)
             arrived = x_0 + sigma_next / sigma * (arrived - x_0)  # Euler's step
-        ratio = sigmas[:, -1] / sigmas[:, 0]
+        ratio = sigmas[-1] / sigmas[0]
         return (arrived - ratio * x) / (1 - ratio)  # algorithm 2, divided by the signal factor
 
-    def _teacher_x_0(
-        self,
-        x: Float[Tensor, "B C H W"],
-        sigma: Float[Tensor, "B"],
-        text: TextStates,
-        empty: TextStates,
-    ) -> Float[Tensor, "B C H W"]:
-        if self.guidance_scale == 1:
-            return self.teacher.to_x_0(x, sigma, text).clamp(-1, 1)
-        both = TextStates(*(torch.cat(parts) for parts in zip(text, empty, strict=True)))
-        x_0 = self.teacher.to_x_0(torch.cat([x, x]), torch.cat([sigma, sigma]), both)
-        with_text, without = x_0.chunk(2)
-        return guide(with_text, without, self.guidance_scale).clamp(-1, 1)
+
+def _teacher_sigmas(
+    schedule: Schedule,
+    sigma: Float[Tensor, ""],
+    sigma_next: Float[Tensor, ""],
+    end: Float[Tensor, ""],
+    steps: int,
+) -> Float[Tensor, "K_plus_1"]:
+    """Levels from `sigma` to `end`, evenly in time: `steps` as far as `sigma_next`, and so on."""
+    start, following, last = (_time_of(schedule, level) for level in (sigma, sigma_next, end))
+    count = round(steps * (start - last) / (start - following))
+    between = schedule.sigma_of(torch.linspace(start, last, count + 1)[1:-1])
+    return torch.cat([sigma[None], between, end[None]])
+
+
+def _time_of(schedule: Schedule, sigma: Float[Tensor, ""]) -> float:
+    """The timestep of a noise level; that of no noise is one below the cleanest."""
+    return schedule.timestep_of(sigma).item() if sigma > 0 else -1.0
 
 
 PLUGIN = DistillationObjective

@@ -1,4 +1,4 @@
-"""Memory of the C library, set for training: freed blocks are kept, not given back."""
+"""Memory of the C library, set for training and sampling: freed blocks are kept, not given back."""
 
 import ctypes
 import platform
@@ -10,9 +10,9 @@ LARGEST_MMAP_THRESHOLD = 32 * 2**20 - 1
 def keep_freed_memory() -> bool:
     """Whether the C library took the advice to keep freed memory; glibc alone does.
 
-    Every training step frees and asks for the same activations. By default glibc gives blocks of
-    more than a few hundred kB back to the system each time, and the next step faults in every page
-    again: about 9 % of a step on a CPU.
+    Every step of training or sampling frees and asks for the same activations. By default glibc
+    gives blocks of more than a few hundred kB back to the system each time, and the next step
+    faults in every page again: 9 to 15 % of a step on a CPU.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
