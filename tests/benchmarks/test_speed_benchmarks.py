@@ -184,10 +184,10 @@ def test_sample_speed_prints_quality_beside_speed(benchmark, run, model, monkeyp
 
 
 def test_every_scheduler_takes_few_steps(benchmark):
-    speed, rivals = benchmark("sample_speed"), benchmark("_rivals")
+    theirs, rivals = benchmark("_diffusers_sampling"), benchmark("_rivals")
     network = rivals.diffusers_unet(8, (8, 16), size=8, heads=(2, 2), groups=8)
-    rival = speed.Rival(network, rivals.Inputs.random(2, 8, 3, 8, CPU), torch.float32, 2.0)
-    for scheduler in speed.SCHEDULERS.values():
+    rival = theirs.Rival(network, rivals.Inputs.random(2, 8, 3, 8, CPU), torch.float32, 2.0)
+    for scheduler in theirs.SCHEDULERS.values():
         x = rival.sample(scheduler, 4, rival.noise)
         assert x.shape == (2, 3, 8, 8)
         assert torch.isfinite(x).all()
