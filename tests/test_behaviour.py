@@ -27,6 +27,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 # ---- the smoke config ------------------------------------------------------------------------
 
 
+ONE_WORKER = pytest.mark.xdist_group("the smoke config")  # which trains it once
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("smoke") / "run"
@@ -35,6 +38,7 @@ def smoke(tmp_path_factory) -> Path:
     return run_dir
 
 
+@ONE_WORKER
 def test_smoke_leaves_checkpoints_grids_a_model_and_a_report(smoke):
     names = [folder.name for folder in sorted((smoke / "checkpoints").iterdir())]
     assert names == ["000001-pictures-1024", "000002-pictures-2048"]
@@ -46,6 +50,7 @@ def test_smoke_leaves_checkpoints_grids_a_model_and_a_report(smoke):
     assert not [f for f in contents(smoke) if Path(f).suffix in {".pt", ".pth", ".pkl", ".bin"}]
 
 
+@ONE_WORKER
 def test_smoke_reports_what_the_next_reader_looks_for(smoke):
     results = json.loads((smoke / "report.json").read_text())["results"]
     rows = {row["name"]: row for row in results}
@@ -60,12 +65,14 @@ def test_smoke_reports_what_the_next_reader_looks_for(smoke):
     assert rows["pictures_per_second"]["value"] > 0
 
 
+@ONE_WORKER
 def test_smoke_learns_something(smoke):
     lines = (smoke / "metrics.jsonl").read_text().splitlines()
     losses = [row["validation_loss"] for row in map(json.loads, lines) if "validation_loss" in row]
     assert losses[-1] < 0.8 * losses[0]
 
 
+@ONE_WORKER
 @pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
 def test_smoke_model_makes_the_same_bytes_in_any_batch(smoke, tmp_path, sampler):
     prompt = "a red circle left of a blue square on a white background"
