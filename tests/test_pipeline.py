@@ -36,12 +36,6 @@ def model() -> TextToImage:
     return random_model()
 
 
-@pytest.fixture
-def few_rows(model, monkeypatch):
-    """Calls of 8 rows, which take a quarter of the time: all sizes of batches still share them."""
-    monkeypatch.setattr(model.denoiser.network, "rows", 8)
-
-
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model")
@@ -63,7 +57,6 @@ def test_pictures_are_neither_flat_nor_clamped_away(model):
     assert images.float().std() > 10
 
 
-@pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize("sampler", registry.names("sampler"))
 def test_pictures_do_not_depend_on_the_batch_size(model, sampler):
     images = [
@@ -90,7 +83,6 @@ def test_pictures_do_not_depend_on_the_batch_size_in_bfloat16(model):
     assert not torch.equal(model.generate(PROMPTS[:3], **options), images)
 
 
-@pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
 def test_pictures_of_a_guidance_interval_do_not_depend_on_the_batch_size(model, sampler):
     """Calls of the network without the unconditional half are of the same shape too."""

@@ -121,9 +121,8 @@ def clean_features(module, images, block):
 # ---- the same network and resize -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [64, 512])
-def test_features_of_every_layer_equal_pytorch_fid(pytorch_fid, inception_weights, sets, size):
-    images = sets(2, size)[0]
+def test_features_of_every_layer_equal_pytorch_fid(pytorch_fid, inception_weights, sets):
+    images = sets(2, 64)[0]
     oracle = pytorch_fid.inception.InceptionV3([0, 1, 2, 3]).eval()
     with torch.no_grad():
         expected = [x.mean(dim=(2, 3)) for x in oracle(images.float() / 255)]
@@ -143,13 +142,12 @@ def test_clean_features_equal_clean_fid(pytorch_fid, inception_weights, sets, si
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [64, 512])
-def test_fid_equals_torch_fidelity(inception_weights, sets, folders, batch, size):
+def test_fid_equals_torch_fidelity(inception_weights, sets, folders, batch):
     """Also with far fewer pictures than features."""
     for layer in (64, 2048):
         ours = FID(weights=inception_weights, allow_unverified=True, layer=layer)
-        expected = torch_fidelity_fid(folders(4, size), inception_weights, layer)
-        assert value(ours, batch, sets(4, size)) == pytest.approx(expected, rel=1e-4)
+        expected = torch_fidelity_fid(folders(4, 64), inception_weights, layer)
+        assert value(ours, batch, sets(4, 64)) == pytest.approx(expected, rel=1e-4)
 
 
 # ---- the same formula ------------------------------------------------------------------------
@@ -255,43 +253,40 @@ def test_inception_score_equals_torch_fidelity(inception_weights, batch, sets):
     assert row.details["std"] == pytest.approx(expected["inception_score_std"], rel=1e-6)
 
 
-# ---- two folders of pictures -----------------------------------------------------------------
+# ---- two folders of 200 pictures -------------------------------------------------------------
 
-
-def folder_case(n, size, layer, marks=()):
-    """In one worker, which writes and keeps the pictures once."""
-    return pytest.param(n, size, layer, marks=[pytest.mark.xdist_group(f"{n}x{size}"), *marks])
+# The pictures of one size in one test worker, which makes and writes them once.
+SMALL, LARGE = (pytest.mark.xdist_group(f"folders of {size} px") for size in (64, 512))
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("n", "size", "layer"),
+    ("size", "layer"),
     [
-        folder_case(80, 64, 64),
-        folder_case(200, 64, 64, [pytest.mark.slow]),
-        folder_case(200, 64, 2048, [pytest.mark.slow]),
-        folder_case(200, 512, 64, [pytest.mark.slow]),
+        pytest.param(64, 64, marks=SMALL),
+        pytest.param(64, 2048, marks=[SMALL, pytest.mark.slow]),
+        pytest.param(512, 64, marks=LARGE),
     ],
 )
 class TestFolders:
     """Everything from the files on: reading, resize, network, moments, formula."""
 
-    def test_fid(self, inception_weights, sets, folders, batch, n, size, layer):
-        expected = torch_fidelity_fid(folders(n, size), inception_weights, layer)
+    def test_fid(self, inception_weights, sets, folders, batch, size, layer):
+        expected = torch_fidelity_fid(folders(200, size), inception_weights, layer)
         ours = FID(weights=inception_weights, allow_unverified=True, layer=layer)
-        assert value(ours, batch, sets(n, size)) == pytest.approx(expected, rel=1e-4)
+        assert value(ours, batch, sets(200, size)) == pytest.approx(expected, rel=1e-4)
 
-    def test_fid_pt(self, pytorch_fid, inception_weights, sets, folders, batch, n, size, layer):
+    def test_fid_pt(self, pytorch_fid, inception_weights, sets, folders, batch, size, layer):
         expected = pytorch_fid.fid_score.calculate_fid_given_paths(
-            folders(n, size), batch_size=25, device="cpu", dims=layer, num_workers=0
+            folders(200, size), batch_size=25, device="cpu", dims=layer, num_workers=0
         )
         ours = PytorchFID(weights=inception_weights, allow_unverified=True, layer=layer)
-        assert value(ours, batch, sets(n, size)) == pytest.approx(expected, rel=1e-4)
+        assert value(ours, batch, sets(200, size)) == pytest.approx(expected, rel=1e-4)
 
-    def test_fid_clean(self, pytorch_fid, inception_weights, sets, batch, n, size, layer):
+    def test_fid_clean(self, pytorch_fid, inception_weights, sets, batch, size, layer):
         oracle = pytest.importorskip("cleanfid.fid", reason=EXTRA)
         block = {64: 0, 2048: 3}[layer]
-        features = [clean_features(pytorch_fid, images, block) for images in sets(n, size)]
+        features = [clean_features(pytorch_fid, images, block) for images in sets(200, size)]
         expected = oracle.fid_from_feats(*features)
         ours = CleanFID(weights=inception_weights, allow_unverified=True, layer=layer)
-        assert value(ours, batch, sets(n, size)) == pytest.approx(expected, rel=1e-3)
+        assert value(ours, batch, sets(200, size)) == pytest.approx(expected, rel=1e-3)
