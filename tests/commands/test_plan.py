@@ -13,7 +13,7 @@ from tinydiffusion.commands import _plan_calls, _plan_disk, _plan_memory
 from tinydiffusion.commands._plan import plan
 from tinydiffusion.commands._plan_calls import num_evaluations, num_rows, sampling_seconds
 from tinydiffusion.commands._plan_disk import checkpoint_bytes
-from tinydiffusion.commands._plan_step import measure_steps
+from tinydiffusion.commands._plan_step import Memory, measure_steps
 from tinydiffusion.commands._plan_table import print_plan
 from tinydiffusion.commands.train import _Run
 from tinydiffusion.config import SamplingConfig, load
@@ -259,6 +259,16 @@ def test_what_does_not_suffice_is_a_warning(tiny, tmp_path, monkeypatch):
     assert "of memory are needed, 10 kB are free: raise training.accumulation" in memory
     assert cut.sections["memory"]["fit at once"].value == 0
     assert f"of disk are needed, 5 MB are free in {tmp_path}: lower training.keep" in disk
+
+
+@pytest.mark.parametrize(("measured", "fitting"), [(1000, 50), (1100, 50), (1900, 25)])
+def test_as_many_pictures_fit_as_activations_and_peak_allow(run, monkeypatch, measured, fitting):
+    """10,000 bytes are left; 4 pictures take 800, or what grew without gradients and moments."""
+    monkeypatch.setattr(_plan_memory, "capacity_bytes", lambda device: 10_510)
+    memory = Memory(110, 100, 200, 100, activations=800, measured=measured)
+    dataset = run.trainer.batches.dataset
+    rows = _plan_memory.memory_rows(memory, torch.device("cpu"), 4, dataset)
+    assert rows["fit at once"].value == fitting
 
 
 class Ahead(ClipTextEncoder):

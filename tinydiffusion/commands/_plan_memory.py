@@ -18,12 +18,16 @@ def memory_rows(memory: Memory, device: torch.device, at_once: int, dataset: Dat
     """
     cuda = device.type == "cuda"
     capacity = capacity_bytes(device)
-    room = capacity - (memory.total - memory.activations)
-    fitting = max(0, int(room * at_once / max(1, memory.activations)))
+    held = memory.total - memory.activations
+    # What allocator and kernels keep beside the activations grows with them.
+    without = held if cuda else memory.gradients + memory.optimizer
+    used = max(1, memory.activations, memory.measured - without)
+    fitting = max(0, int((capacity - held) * at_once / used))
     count, example = len(dataset), dataset[0]["image"]
     notes = {
         "activations": f"{at_once} pictures at once; not what kernels keep to themselves",
         "peak": "of the allocator" if cuda else "growth of this process",
+        "fit": "batch_size / accumulation; by activations or peak, whichever is more",
         "device": f"of {device}, free before the run",
         "data set": f"{count} pictures decoded, if they are held",
     }
@@ -40,7 +44,7 @@ def memory_rows(memory: Memory, device: torch.device, at_once: int, dataset: Dat
     if not cuda:
         rows["process"] = Quantity(resident_bytes(), "bytes", "measured", "all of it, now")
     rows["device"] = Quantity(capacity, "bytes", "measured", notes["device"])
-    rows["fit at once"] = Quantity(fitting, "pictures", "estimated", "batch_size / accumulation")
+    rows["fit at once"] = Quantity(fitting, "pictures", "estimated", notes["fit"])
     rows["data set"] = Quantity(count * example.nbytes, "bytes", "counted", notes["data set"])
     return rows
 

@@ -4,19 +4,21 @@ import ctypes
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-LARGEST_MMAP_THRESHOLD = 32 * 2**20 - 1
+MMAP_THRESHOLDS = (2**30, 2**25 - 1)
+"""Blocks below are kept, in bytes. Some versions of glibc take no more than the second."""
+NEVER = -1
 
 
 def keep_freed_memory() -> bool:
     """Whether the C library took the advice to keep freed memory; glibc alone does.
 
     Every step of training or sampling frees and asks for the same activations. By default glibc
-    gives blocks of more than a few hundred kB back to the system each time, and the next step
-    faults in every page again: 9 to 15 % of a step on a CPU.
+    gives large blocks back to the system each time, and the next step faults in every page again:
+    9 to 15 % of a step on a CPU, and a third and more where they are beyond 32 MiB. Kept
+    blocks are not always of the size that is asked for next: the peak grows, by up to a third.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(
-        mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD) and mallopt(M_TRIM_THRESHOLD, 2**30)
-    )
+    below = any(mallopt(M_MMAP_THRESHOLD, threshold) for threshold in MMAP_THRESHOLDS)
+    return below and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
