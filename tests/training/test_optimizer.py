@@ -1,5 +1,8 @@
 """The optimizer is torch's AdamW and Muon; a step can be called off; state survives by name."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -30,21 +33,44 @@ def set_gradients(module, seed):
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def test_equals_adamw_with_decay_on_matrices_only():
+@pytest.mark.parametrize("fused", [True, False])
+def test_equals_adamw_with_decay_on_matrices_only(fused):
     ours, reference = linear(), linear()
     optimizer = optimizer_of(ours, **OPTIONS)
     groups = [
         {"params": [reference.weight], "weight_decay": 0.5},
         {"params": [reference.bias], "weight_decay": 0.0},
     ]
-    adamw = torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9))
+    adamw = torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9), fused=fused)
     for seed in range(3):
         set_gradients(ours, seed)
         set_gradients(reference, seed)
         optimizer.guarded_step(1.0, torch.zeros(()))
         adamw.step()
-    torch.testing.assert_close(ours.weight, reference.weight)
-    torch.testing.assert_close(ours.bias, reference.bias)
+    tolerance = {"rtol": 0, "atol": 0} if fused else {}
+    for name, parameter in ours.named_parameters():
+        theirs = reference.get_parameter(name)
+        torch.testing.assert_close(parameter, theirs, **tolerance)
+        for key, value in adamw.state[theirs].items():
+            mine = optimizer.named_state()[f"{name}/{key}"]
+            torch.testing.assert_close(mine, value, **tolerance)
+
+
+def test_a_step_imports_no_compiler():
+    """torch.optim would: two seconds at the start of every training."""
+    program = (
+        "import sys, torch\n"
+        "from tinydiffusion.processes import ALONE\n"
+        "from tinydiffusion.training.optimizer import Optimizer\n"
+        "from tinydiffusion.training.parallel import Replicated\n"
+        "module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))\n"
+        "optimizer = Optimizer(module, Replicated(module, ALONE), learning_rate=0.1,\n"
+        "    betas=(0.9, 0.9), weight_decay=0.1, muon_modules=['0'])\n"
+        "module(torch.ones(1, 2)).sum().backward()\n"
+        "optimizer.guarded_step(1.0, torch.zeros(()))\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("options", [OPTIONS, BOTH])

@@ -51,7 +51,7 @@ class GuardedMuon:
             weights: list[Tensor] = [self.matrices[name] for name in names]
             buffers = [self.buffers[name] for name in names]
             # zeros where it is called off, since NaN times 0 is NaN
-            gradients = [_gradient(self.matrices[n]).masked_fill_(off, 0.0) for n in names]
+            gradients = [gradient_of(self.matrices[n]).masked_fill_(off, 0.0) for n in names]
             torch._foreach_mul_(buffers, kept)  # pyright: ignore[reportPrivateImportUsage]
             torch._foreach_add_(buffers, gradients, alpha=1 - self.momentum)  # pyright: ignore[reportPrivateImportUsage]
             # the look ahead of Nesterov
@@ -111,9 +111,10 @@ def orthogonalised(matrices: Float[Tensor, "N R C"]) -> Float[Tensor, "N R C"]:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def _gradient(matrix: nn.Parameter) -> Tensor:
-    assert matrix.grad is not None
-    return matrix.grad
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """The parameter's gradient, which it has."""
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _matrix(weight: Float[Tensor, "R *shape"]) -> Float[Tensor, "R C"]:

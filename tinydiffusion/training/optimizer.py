@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tinydiffusion.training.muon import GuardedMuon
+from tinydiffusion.training.muon import GuardedMuon, gradient_of
 from tinydiffusion.training.parallel import Parallel
 
 
@@ -70,13 +70,18 @@ class Optimizer:
             part.load_named_state(tensors)
 
 
-class GuardedAdamW(torch.optim.AdamW):
+class GuardedAdamW:
     """AdamW with a step that can be called off on the device, without waiting for it.
 
-    Loshchilov & Hutter (2019), algorithm 2. https://arxiv.org/abs/1711.05101
-    """
+    Loshchilov & Hutter (2019), algorithm 2. https://arxiv.org/abs/1711.05101. The step is torch's;
+    not so its `torch.optim.AdamW`, the first of which imports torch's compiler for two seconds.
 
-    found_inf: Tensor  # read by torch's fused step: 1 leaves weights and state as they are
+    Args:
+        parameters: What is trained, by name.
+        betas: Shares of the old moments that a step keeps, in [0, 1).
+        weight_decay: Share of the matrices and kernels, times the learning rate, taken off at
+            every step.
+    """
 
     def __init__(
         self,
@@ -85,38 +90,32 @@ class GuardedAdamW(torch.optim.AdamW):
         betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
-        self.parameters_by_name = dict(parameters)
-        self.found_inf = torch.zeros((), device=next(iter(parameters.values())).device)
-        groups = [
-            {
-                "params": [p for p in parameters.values() if p.ndim >= 2],
-                "weight_decay": weight_decay,
-            },
-            {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        super().__init__([g for g in groups if g["params"]], betas=betas, fused=True)
+        self.parameters = dict(parameters)
+        self.betas, self.weight_decay = betas, weight_decay
+        self.state: dict[str, dict[str, Tensor]] = {}  # of parameters that were updated
 
+    @torch.no_grad()
     def guarded_step(self, learning_rate: float, call_off: Float[Tensor, ""]) -> None:
         """One update at this learning rate, or none where `call_off` is 1."""
-        for group in self.param_groups:
-            group["lr"] = learning_rate
-        self.found_inf = call_off
-        self.step()
+        names = [name for name, p in self.parameters.items() if p.grad is not None]
+        for name in names:
+            if name not in self.state:
+                self.state[name] = {k: torch.zeros_like(v) for k, v in self._likes(name).items()}
+        matrices = [name for name in names if self.parameters[name].ndim >= 2]
+        vectors = [name for name in names if self.parameters[name].ndim < 2]
+        for group, weight_decay in ((matrices, self.weight_decay), (vectors, 0.0)):
+            if group:
+                self._update(group, learning_rate, weight_decay, call_off)
 
     def named_state(self) -> dict[str, Tensor]:
         """Every tensor of the state as `<parameter name>/<state name>`."""
-        return {
-            f"{name}/{key}": value
-            for name, parameter in self.parameters_by_name.items()
-            for key, value in self.state[parameter].items()
-        }
+        return {f"{name}/{k}": v for name, state in self.state.items() for k, v in state.items()}
 
     def expected_state(self, names: AbstractSet[str]) -> dict[str, Tensor]:
         """The step and both moments of every parameter that has any of them among the names."""
         expected = {}
-        for name, parameter in self.parameters_by_name.items():
-            likes = {"step": self.found_inf, "exp_avg": parameter, "exp_avg_sq": parameter}
-            state = {f"{name}/{key}": like for key, like in likes.items()}
+        for name in self.parameters:
+            state = {f"{name}/{key}": like for key, like in self._likes(name).items()}
             expected |= state if names & state.keys() else {}
         return expected
 
@@ -124,8 +123,33 @@ class GuardedAdamW(torch.optim.AdamW):
         """Take over what `named_state` returned, in the memory layout of the parameters."""
         for key, like in self.expected_state(tensors.keys()).items():
             name, _, kind = key.rpartition("/")
-            state = self.state[self.parameters_by_name[name]]
+            state = self.state.setdefault(name, {})
             state[kind] = torch.empty_like(like).copy_(tensors[key])
+
+    def _likes(self, name: str) -> dict[str, Tensor]:
+        parameter = self.parameters[name].detach()
+        step = torch.zeros((), device=parameter.device)
+        return {"step": step, "exp_avg": parameter, "exp_avg_sq": parameter}
+
+    def _update(
+        self,
+        names: Sequence[str],
+        learning_rate: float,
+        weight_decay: float,
+        call_off: Float[Tensor, ""],
+    ) -> None:
+        parameters: list[Tensor] = [self.parameters[name] for name in names]
+        gradients = [gradient_of(self.parameters[name]) for name in names]
+        steps, averages, squares = (
+            [self.state[name][key] for name in names] for key in ("step", "exp_avg", "exp_avg_sq")
+        )
+        torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+        torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
+            parameters, gradients, averages, squares, [], steps,
+            lr=learning_rate, beta1=self.betas[0], beta2=self.betas[1], weight_decay=weight_decay,
+            eps=1e-8, amsgrad=False, maximize=False, found_inf=call_off,
+        )  # fmt: skip
+        torch._foreach_sub_(steps, [call_off] * len(steps))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _weights(module: nn.Module, name: str) -> list[str]:
