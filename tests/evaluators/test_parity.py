@@ -121,8 +121,9 @@ def clean_features(module, images, block):
 # ---- the same network and resize -------------------------------------------------------------
 
 
-def test_features_of_every_layer_equal_pytorch_fid(pytorch_fid, inception_weights, sets):
-    images = sets(2, 64)[0]
+@pytest.mark.parametrize("size", [64, 512])
+def test_features_of_every_layer_equal_pytorch_fid(pytorch_fid, inception_weights, sets, size):
+    images = sets(2, size)[0]
     oracle = pytorch_fid.inception.InceptionV3([0, 1, 2, 3]).eval()
     with torch.no_grad():
         expected = [x.mean(dim=(2, 3)) for x in oracle(images.float() / 255)]
@@ -142,12 +143,13 @@ def test_clean_features_equal_clean_fid(pytorch_fid, inception_weights, sets, si
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_fid_equals_torch_fidelity(inception_weights, sets, folders, batch):
+@pytest.mark.parametrize("size", [64, 512])
+def test_fid_equals_torch_fidelity(inception_weights, sets, folders, batch, size):
     """Also with far fewer pictures than features."""
     for layer in (64, 2048):
         ours = FID(weights=inception_weights, allow_unverified=True, layer=layer)
-        expected = torch_fidelity_fid(folders(4, 64), inception_weights, layer)
-        assert value(ours, batch, sets(4, 64)) == pytest.approx(expected, rel=1e-4)
+        expected = torch_fidelity_fid(folders(4, size), inception_weights, layer)
+        assert value(ours, batch, sets(4, size)) == pytest.approx(expected, rel=1e-4)
 
 
 # ---- the same formula ------------------------------------------------------------------------

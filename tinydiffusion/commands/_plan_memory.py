@@ -19,9 +19,10 @@ def memory_rows(memory: Memory, device: torch.device, at_once: int, dataset: Dat
     cuda = device.type == "cuda"
     capacity = capacity_bytes(device)
     held = memory.total - memory.activations
-    # What allocator and kernels keep beside the activations grows with them.
-    without = held if cuda else memory.gradients + memory.optimizer
-    used = max(1, memory.activations, memory.measured - without)
+    # What allocator and kernels keep beside the activations grows with them. A CPU's peak is what
+    # the process grew by, when it had weights and average already.
+    in_peak = held if cuda else memory.gradients + memory.optimizer
+    used = max(1, memory.activations, memory.measured - in_peak)
     fitting = max(0, int((capacity - held) * at_once / used))
     count, example = len(dataset), dataset[0]["image"]
     notes = {
