@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tinydiffusion.models._winograd import FLOPS
 from tinydiffusion.training.precision import uses_bfloat16
 
 Name = TypeVar("Name")
@@ -125,6 +126,7 @@ def rounded(value: float, digits: int = 4) -> float:
 
 def forward_flops(forward: Callable[[], Any]) -> int:
     """Floating-point operations of a call, an addition and a multiplication being two."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping=FLOPS)
+    with torch.no_grad(), counter:
         forward()
     return counter.get_total_flops()

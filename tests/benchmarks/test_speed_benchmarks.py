@@ -260,3 +260,31 @@ def test_scaling_tells_broken_promises(benchmark):
     ]
     broken = benchmark("scaling").verdict(rows)
     assert [line.partition(":")[0] for line in broken] == ["100 scenes", "100 scenes"]
+
+
+# ---- winograd --------------------------------------------------------------------------------
+
+
+def test_winograd_measures_both_ways_of_every_layer(benchmark, run, monkeypatch):
+    winograd = benchmark("winograd")
+    monkeypatch.setattr(winograd, "DTYPES", (torch.float32,))
+    small, wide = run(winograd, "--quick", "--rounds=2")["layers"]
+    assert [small["used"], wide["used"]] == [False, True]
+    for row in (small, wide):
+        assert {*row["error"]} == {"direct", "winograd"}
+        assert 0 < row["error"]["winograd"] < 3e-6
+        for passes in ("forward", "both"):
+            assert {*row[passes]["times_faster"]} == SUMMARY
+            assert row[passes]["direct_ms"] > 0
+            assert row[passes]["winograd_ms"] > 0
+
+
+def test_winograd_tells_a_layer_that_is_used_and_slower(benchmark, monkeypatch, capsys):
+    winograd = benchmark("winograd")
+    monkeypatch.setattr(winograd, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(winograd, "SHAPES", [(1, 2, 2, 4)])
+    monkeypatch.setattr(winograd, "pays", lambda *_: True)
+    monkeypatch.setattr(winograd, "ratio", lambda *_: {"rounds": [0.9], "median": 0.9})
+    monkeypatch.setattr(sys, "argv", ["winograd.py", "--rounds=1"])
+    assert winograd.main() == 1
+    assert len(json.loads(capsys.readouterr().out)["broken"]) == 1

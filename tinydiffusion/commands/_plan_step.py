@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tinydiffusion.models._winograd import FLOPS
 from tinydiffusion.protocols import EncodingAhead, TextEncoder
 from tinydiffusion.training.live_bytes import LiveBytes
 from tinydiffusion.training.trainer import Trainer
@@ -119,7 +120,8 @@ def _counted(
 ) -> tuple[dict[str, int], int, int]:
     """FLOPs forward by component, FLOPs in all, and the most bytes that are no gradients."""
     device = next(iter(parameters.values())).device
-    flops, live = FlopCounterMode(display=False), LiveBytes(device)
+    flops = FlopCounterMode(display=False, custom_mapping=FLOPS)
+    live = LiveBytes(device)
     # Compiled code would be counted as nothing.
     eager = torch.compiler.set_stance("force_eager")
     with eager, _counting_forward(components, flops) as forward, flops, live:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from tinydiffusion.models._winograd import Conv3x3
 from tinydiffusion.protocols import TextStates
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -110,11 +111,11 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, cond_dim: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = PictureNorm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.modulation = nn.Linear(cond_dim, 2 * out_channels)
         self.norm2 = PictureNorm(out_channels, affine=False)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv2 = zero_init(Conv3x3(out_channels, out_channels))
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
@@ -202,7 +203,7 @@ class Upsample(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv = Conv3x3(in_channels, out_channels)
 
     def forward(
         self, x: Float[Tensor, "B C H W"], like: Float[Tensor, "B C3 H3 W3"]

@@ -40,7 +40,8 @@ class UNet(nn.Module):
 
     Residual blocks modulated by time and pooled text, attention to pixels and to text tokens on
     the levels named. With `patch_size` p > 1 the picture is folded into p x p patches first
-    (pixel unshuffle), which makes every layer p^2 times cheaper.
+    (pixel unshuffle), which makes every layer p^2 times cheaper. On CPUs, layers of 192 channels
+    and more are convolved in a way that takes fewer products (`_winograd.py`).
 
     The pooled text also gives a preview, `preview_size` pixels wide, which enters beside the
     noisy picture, as the small picture enters a cascade's next stage (Ho et al. 2022, section 2,
