@@ -287,8 +287,8 @@ def row(paces: Sequence[float], flops: int, peak: float) -> dict[str, Any]:
 def compare(paces: Mapping[str, Sequence[float]], at_peak: Mapping[str, float]) -> dict[str, Any]:
     """Our best setting of a group against the best of another, round by round.
 
-    And the ratio of one whose every FLOP ran at the convolution peak: what is beyond it, no
-    network of ours could show on this processor.
+    And the ratio of one whose every FLOP ran at the convolution peak: beyond it is only what takes
+    fewer products than the FLOPs say.
     """
     ratios = {}
     for name, (mine, others) in RATIOS.items():

@@ -230,8 +230,8 @@ def _untiled(
 # ---- the transforms --------------------------------------------------------------------------
 
 POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
-"""Where polynomials are evaluated, and at infinity. The error is half of that with +-1 and +-2, see
-Barabasz et al. (2020), section 5 (https://arxiv.org/abs/1803.10986), and dev/LOG.md."""
+"""Where polynomials are evaluated, beside infinity. Barabasz et al. (2019) show how much hangs on it
+(https://arxiv.org/abs/1803.10986): with +-1 and +-2 the error would be twice as large."""
 
 
 def _powers(count: int) -> Float[Tensor, "6 count"]:
