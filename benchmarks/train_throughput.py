@@ -171,6 +171,7 @@ def start(name: str, scale: Scale, device: str) -> float:
     shapes = (scale.batch, scale.size, scale.tokens, scale.text_dim)
     inputs = Inputs.random(*shapes, torch.device(device))
     _training = Training(networks(scale)[0][setting.network], setting, inputs)
+    give_back_memory()  # for the next to start in: together, all that they keep may not fit
     return _training.first_step_s
 
 
