@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 "ours": {
                     "parameters": sum(p.numel() for p in pipeline.network.parameters()),
                     "forward_gflop": rounded(flops / 1e9),
-                    "precision": "bfloat16" if pipeline.bfloat16 else "float32",
+                    "precision": pipeline.precision,
                 },
                 "diffusers": rival,
             },

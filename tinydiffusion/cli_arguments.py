@@ -44,8 +44,8 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda, mps.")
     add(
-        "--precision", default="auto", choices=["auto", "float32", "bfloat16"],
-        help="Of the arithmetic.",
+        "--precision", default="auto", choices=["auto", "float32", "bfloat16", "int8"],
+        help="Of the arithmetic; int8: of wide convolutions.",
     )  # fmt: skip
     add(
         "--trust-plugins", action="store_true",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -15,13 +15,14 @@ from tinydiffusion.config import Config, SamplingConfig
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.fixed_rows import FixedRows
 from tinydiffusion.diffusion.guidance import check_guidance_interval
+from tinydiffusion.diffusion.int8 import int8_convolutions
 from tinydiffusion.diffusion.noise import picture_generators, randn
 from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.model_folder.layout import INDEX, Model
 from tinydiffusion.model_folder.opening import open_model, reading
 from tinydiffusion.model_folder.saving import save_model
 from tinydiffusion.protocols import Denoise, Generators, TextEncoder, TextStates
-from tinydiffusion.training.precision import Precision, uses_bfloat16
+from tinydiffusion.training.precision import Precision, uses_bfloat16, uses_int8
 
 MAX_PROMPT = 10_000
 """Characters; text encoders read at most the first few dozen words."""
@@ -38,6 +39,9 @@ class TextToImage:
         config: The run that made them; its `sampling` section holds the defaults of `generate`.
         image_shape: (C, H, W) of the pictures.
         precision: Of the arithmetic, see `training/precision.py`.
+
+    Raises:
+        ValueError: precision "int8" on a device without.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class TextToImage:
         self.image_shape = tuple(image_shape)
         self.device = next(network.parameters()).device
         self.bfloat16 = uses_bfloat16(precision, self.device)
+        self.int8 = uses_int8(precision, self.device)
         # On a CPU calls of one shape make pictures independent of the batch size, to the bit.
         caller = FixedRows(network) if self.device.type == "cpu" else network
         self.denoiser = Denoiser(
@@ -102,7 +107,7 @@ class TextToImage:
             for first in range(0, len(prompts), batch_size):
                 batch = prompts[first : first + batch_size]
                 generators = picture_generators(seed, first, len(batch))
-                with torch.no_grad(), self._autocast():
+                with torch.no_grad(), self._autocast(), int8_convolutions(self.int8):
                     denoise = self._denoise(batch, negative_prompt, sampling)
                     x = sampler(
                         denoise, self._noise(generators) * sigmas[0], sigmas, generators=generators
@@ -126,6 +131,11 @@ class TextToImage:
         check_guidance_interval(sampling.guidance_interval)
         sigmas = self.denoiser.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
         return self._sampler(sampling.sampler, sampler_options or {}), sigmas
+
+    @property
+    def precision(self) -> Literal["float32", "bfloat16", "int8"]:
+        """What "auto" has come to."""
+        return "int8" if self.int8 else "bfloat16" if self.bfloat16 else "float32"
 
     def num_truncated(self, prompts: Sequence[str]) -> int:
         """How many prompts are longer than the text encoder reads."""
@@ -157,7 +167,9 @@ class TextToImage:
 
         Raises:
             ModelFolderError: a file is missing, damaged, does not fit or is not safe; names it.
+            ValueError: precision "int8" on a device without.
         """
+        uses_int8(precision, torch.device(device))  # raises here, where the folder is not blamed
         model = open_model(Path(folder), trust_plugins=trust_plugins)
         network, text_encoder = model.network.to(device), model.text_encoder.to(device)
         with reading(Path(folder), INDEX):  # the noise levels may be impossible

@@ -217,6 +217,22 @@ class Previewing(Protocol):
         ...
 
 
+Predict = Callable[[Float[Tensor, "B C H W"], Float[Tensor, "B"]], Float[Tensor, "B C H W"]]
+"""What a network is with one text: a function of sample and timesteps."""
+
+
+@runtime_checkable
+class TextFirst(Protocol):
+    """A network that computes once what the text alone decides, for many calls with one text.
+
+    A further method of the network; sampling calls it where it is there.
+    """
+
+    def with_text(self, text: TextStates) -> Predict:
+        """The network with this text, to the bit, for as long as its weights stay as they are."""
+        ...
+
+
 @runtime_checkable
 class Denoise(Protocol):
     """A noisy picture and its noise level in, the clean picture x_0 out.

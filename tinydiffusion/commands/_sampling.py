@@ -139,7 +139,7 @@ def _how(
         "guidance_scale": sampling.guidance_scale,
         "guidance_rescale": sampling.guidance_rescale,
         "guidance_interval": to_dict(sampling)["guidance_interval"],
-        "precision": "bfloat16" if pipeline.bfloat16 else "float32",
+        "precision": pipeline.precision,
         "device": pipeline.device.type,
     }
 

@@ -173,7 +173,7 @@ def _open_model(request: Request, measurement: Measurement, console: Console) ->
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "sampling": to_dict(sampling),
         "seed": request.seed,
-        "precision": "bfloat16" if pipeline.bfloat16 else "float32",
+        "precision": pipeline.precision,
         "device": pipeline.device.type,
         "batch_size": request.batch_size,
     }

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tinydiffusion.diffusion.guidance import Interval, check_guidance_interval, guide, is_guided
 from tinydiffusion.diffusion.prediction import check_prediction_type, to_x_0
 from tinydiffusion.diffusion.schedule import MIN_SIGNAL, Schedule
-from tinydiffusion.protocols import Denoise, TextStates
+from tinydiffusion.protocols import Denoise, Predict, TextFirst, TextStates
 
 
 class Denoiser(nn.Module):
@@ -69,21 +69,24 @@ class Denoiser(nn.Module):
         if not 0 <= guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale must be in [0, 1], got {guidance_rescale}")
         check_guidance_interval(guidance_interval)
-        if guidance_scale != 1 and negative is None:
-            raise ValueError(
-                f"guidance_scale {guidance_scale} needs the states of the empty prompt as "
-                "`negative`; without guidance the scale is 1"
-            )
-        both = None if negative is None or guidance_scale == 1 else _concatenate(text, negative)
+        predict = with_text(self.network, text)
+        predict_both = None
+        if guidance_scale != 1:
+            if negative is None:
+                raise ValueError(
+                    f"guidance_scale {guidance_scale} needs the states of the empty prompt as "
+                    "`negative`; without guidance the scale is 1"
+                )
+            predict_both = with_text(self.network, _concatenate(text, negative))
 
         def denoise(
             x: Float[Tensor, "B C H W"], sigma: Float[Tensor, ""]
         ) -> Float[Tensor, "B C H W"]:
-            if both is None or not is_guided(sigma, guidance_interval):
-                x_0 = self.to_x_0(x, sigma, text)
+            if predict_both is None or not is_guided(sigma, guidance_interval):
+                x_0 = self._to_x_0(x, sigma, predict)
             else:  # both halves of guidance in one call of the network
-                with_text, without = self.to_x_0(torch.cat([x, x]), sigma, both).chunk(2)
-                x_0 = guide(with_text, without, guidance_scale, guidance_rescale)
+                told, untold = self._to_x_0(torch.cat([x, x]), sigma, predict_both).chunk(2)
+                x_0 = guide(told, untold, guidance_scale, guidance_rescale)
             return x_0.clamp(-1, 1) if clip_sample else x_0
 
         return denoise
@@ -98,12 +101,24 @@ class Denoiser(nn.Module):
             sigma: One noise level for all pictures, or one each.
             text: One caption per picture.
         """
+        return self._to_x_0(x, sigma, lambda x_t, timesteps: self.predict(x_t, timesteps, text))
+
+    def _to_x_0(
+        self, x: Float[Tensor, "B C H W"], sigma: Float[Tensor, "*B"], predict: Predict
+    ) -> Float[Tensor, "B C H W"]:
         sigma = sigma.to(x.device)
         a = self.schedule.signal_of(sigma).view(-1, 1, 1, 1)
         timesteps = self.schedule.timestep_of(sigma).expand(len(x))
         x_t = a * x
-        output = self.predict(x_t, timesteps, text).to(x.dtype)
+        output = predict(x_t, timesteps).to(x.dtype)
         return to_x_0(self.prediction_type, output, x_t, a, a * sigma.view(-1, 1, 1, 1))
+
+
+def with_text(network: nn.Module, text: TextStates) -> Predict:
+    """The network with this text; what the text alone decides is computed once where it can be."""
+    if isinstance(network, TextFirst):
+        return network.with_text(text)
+    return lambda sample, timesteps: network(sample, timesteps, text)
 
 
 def _concatenate(first: TextStates, second: TextStates) -> TextStates:

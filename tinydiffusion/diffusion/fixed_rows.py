@@ -1,10 +1,11 @@
 """Calls of one shape only, so that a picture does not depend on the size of its batch."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from tinydiffusion.protocols import TextStates
+from tinydiffusion.diffusion.denoiser import with_text
+from tinydiffusion.protocols import Predict, TextStates
 
 
 class FixedRows(nn.Module):
@@ -30,9 +31,25 @@ class FixedRows(nn.Module):
         self, sample: Float[Tensor, "B C H W"], timesteps: Float[Tensor, "B"], text: TextStates
     ) -> Float[Tensor, "B C H W"]:
         """The network's output, from as many calls as it takes."""
-        inputs = (sample, timesteps, *text)
-        if missing := -len(sample) % self.rows:
-            inputs = tuple(torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) for x in inputs)
-        calls = zip(*(x.split(self.rows) for x in inputs), strict=True)
-        outputs = [self.network(x, t, TextStates(*states)) for x, t, *states in calls]
-        return torch.cat(outputs)[: len(sample)]
+        return self.with_text(text)(sample, timesteps)
+
+    def with_text(self, text: TextStates) -> Predict:
+        """See `protocols.TextFirst`."""
+        calls = [
+            with_text(self.network, TextStates(*states))
+            for states in zip(*(self._filled(x) for x in text), strict=True)
+        ]
+
+        def predict(
+            sample: Float[Tensor, "B C H W"], timesteps: Float[Tensor, "B"]
+        ) -> Float[Tensor, "B C H W"]:
+            parts = zip(calls, self._filled(sample), self._filled(timesteps), strict=True)
+            return torch.cat([call(x, t) for call, x, t in parts])[: len(sample)]
+
+        return predict
+
+    def _filled(self, x: Shaped[Tensor, "B ..."]) -> tuple[Shaped[Tensor, "R ..."], ...]:
+        """The rows of each call; what the last one lacks are copies of the first row."""
+        if missing := -len(x) % self.rows:
+            x = torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
+        return x.split(self.rows)

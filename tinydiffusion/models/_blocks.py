@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from tinydiffusion.diffusion import int8
 from tinydiffusion.models._winograd import Conv3x3
 from tinydiffusion.protocols import TextStates
 
@@ -122,13 +123,33 @@ class ResBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C H W"], cond: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B C2 H W"]:
-        in_place = not torch.is_grad_enabled()  # what is read again soon is then still in the cache
-        h = self.conv1(F.silu(self.norm1(x), inplace=in_place))
+        h = _silu_conv(self.norm1(x), self.conv1)
         scale, shift = rearrange(self.modulation(cond), "b (two c) -> two b c 1 1", two=2)
         h = self.norm2(h)
         # Not addcmul, whose backward is slow on CPUs.
-        h = h.mul_(1 + scale).add_(shift) if in_place else h * (1 + scale) + shift
-        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h, inplace=in_place)))
+        h = add(h * (1 + scale) if torch.is_grad_enabled() else h.mul_(1 + scale), shift)
+        return add(_silu_conv(h, self.conv2, self.dropout), self.shortcut(x))
+
+
+def _silu_conv(
+    x: Float[Tensor, "B C H W"], conv: Conv3x3, dropout: nn.Dropout | None = None
+) -> Float[Tensor, "B K H W"]:
+    """The convolution of SiLU(x), which may be written over x where nothing learns from it."""
+    if int8.pays(x, conv.out_channels):
+        assert conv.bias is not None
+        return int8.silu_conv2d(x, conv.weight, conv.bias)
+    h = silu(x)
+    return conv(h if dropout is None else dropout(h))
+
+
+def silu(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """SiLU of x; over x where nothing learns, as what is read again soon is then in the cache."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def add(x: Float[Tensor, "*S"], y: Float[Tensor, "*#S"]) -> Float[Tensor, "*S"]:
+    """x + y, likewise over x where nothing learns."""
+    return x + y if torch.is_grad_enabled() else x.add_(y)
 
 
 class Attention(nn.Module):

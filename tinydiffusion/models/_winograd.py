@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from tinydiffusion.cpu import has_amx
+
 LEAST_CHANNELS, LEAST_TILES = 192, 256
 """Below these the transforms take what the products save: benchmarks/winograd.py."""
-# torch has no public question
-HAS_AMX: bool = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+HAS_AMX = has_amx()  # not a call where torch's compiler looks on
 
 
 class Conv3x3(nn.Conv2d):
@@ -230,8 +231,8 @@ def _untiled(
 # ---- the transforms --------------------------------------------------------------------------
 
 POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
-"""Where polynomials are evaluated, beside infinity. Barabasz et al. (2019) show how much hangs on it
-(https://arxiv.org/abs/1803.10986): with +-1 and +-2 the error would be twice as large."""
+"""Where polynomials are evaluated, beside infinity. Barabasz et al. (2019) show how much hangs on
+it (https://arxiv.org/abs/1803.10986): with +-1 and +-2 the error would be twice as large."""
 
 
 def _powers(count: int) -> Float[Tensor, "6 count"]:

@@ -18,9 +18,11 @@ from tinydiffusion.models._blocks import (
     ResBlock,
     TimestepEmbedding,
     Upsample,
+    add,
+    silu,
     zero_init,
 )
-from tinydiffusion.protocols import TextStates
+from tinydiffusion.protocols import Predict, TextStates
 
 MOST = {
     "channels": 8192,
@@ -33,6 +35,10 @@ MOST = {
     "preview_channels": 256,
 }
 """Beyond these a number is a slip, and would ask for all the memory that there is."""
+
+
+Maps = tuple[Float[Tensor, "1 K h w"], Float[Tensor, "B K h w"]]
+"""What is added to a picture at the finest level whatever it shows: position, preview."""
 
 
 class UNet(nn.Module):
@@ -149,13 +155,17 @@ class UNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # 2-3x faster convolutions on CPUs
 
     def forward(
-        self, sample: Float[Tensor, "B C H W"], timesteps: Float[Tensor, "B"], text: TextStates
+        self,
+        sample: Float[Tensor, "B C H W"],
+        timesteps: Float[Tensor, "B"],
+        text: TextStates,
+        maps: Maps | None = None,
     ) -> Float[Tensor, "B C H W"]:
         cond = F.silu(self.time_embedding(timesteps) + self.text_embedding(text.pooled))
         x = self._fold(sample).contiguous(memory_format=torch.channels_last)
         x = self.conv_in(x)
-        preview = F.interpolate(self.text_preview(text.pooled), x.shape[-2:], mode="bilinear")
-        x = x + self.position(*x.shape[-2:]).to(x.dtype) + self.preview_in(preview)
+        position, preview = self._maps(text, x.shape[-2:]) if maps is None else maps
+        x = add(add(x, position.to(x.dtype)), preview)
         skips = [x]
         for layer in self.down:
             x = self._stage(layer, x, cond, text) if isinstance(layer, Stage) else layer(x)
@@ -167,7 +177,25 @@ class UNet(nn.Module):
                 x = self._stage(layer, x, cond, text, skips.pop())
             else:
                 x = layer(x, like=skips[-1])
-        return self._unfold(self.conv_out(F.silu(self.norm_out(x))))
+        return self._unfold(self.conv_out(silu(self.norm_out(x))))
+
+    def with_text(self, text: TextStates) -> Predict:
+        """The network with this text, see `protocols.TextFirst`."""
+        maps: dict[torch.Size, Maps] = {}
+
+        def predict(
+            sample: Float[Tensor, "B C H W"], timesteps: Float[Tensor, "B"]
+        ) -> Float[Tensor, "B C H W"]:
+            size = torch.Size(side // self.patch_size for side in sample.shape[-2:])
+            if size not in maps:
+                maps[size] = self._maps(text, size)
+            return self(sample, timesteps, text, maps[size])
+
+        return predict
+
+    def _maps(self, text: TextStates, size: Sequence[int]) -> Maps:
+        preview = F.interpolate(self.text_preview(text.pooled), list(size), mode="bilinear")
+        return self.position(*size), self.preview_in(preview)
 
     def _stage(self, stage: "Stage", *inputs: Tensor | TextStates) -> Float[Tensor, "B C H W"]:
         if self.gradient_checkpointing and torch.is_grad_enabled():
