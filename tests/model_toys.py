@@ -5,6 +5,7 @@ import json
 import re
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ STEPS = 4
 SECONDS, MEGABYTES = 2, 300
 
 
-def random_model() -> TextToImage:
+def random_model(channels: Sequence[int] = (32, 32)) -> TextToImage:
     """Random weights throughout, so that time, text and every layer matter."""
     config = Config(
         dataset={"name": "scenes", "num_scenes": 64},
         text_encoder={"name": "clip", "width": 32, "layers": 1, "heads": 2},
-        network={"name": "unet", "channels": [32, 32]},
+        network={"name": "unet", "channels": list(channels)},
         sampling=SamplingConfig(steps=STEPS),
     )
     dataset = build_dataset(config.dataset)

@@ -12,6 +12,7 @@ from model_toys import STEPS, contents, random_model
 import tinydiffusion
 from tinydiffusion import registry
 from tinydiffusion.config import SamplingConfig
+from tinydiffusion.diffusion.int8 import int8_obstacle
 from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.pipeline import MAX_PROMPT, TextToImage
 
@@ -73,6 +74,18 @@ def test_pictures_do_not_depend_on_the_batch_size(model, sampler):
     assert torch.equal(images[0], images[2])
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_pictures_of_large_batches_are_those_of_small_ones(model, precision):
+    """Of 40 pictures and as many without a prompt: calls of 64 rows, where they are the same."""
+    parts = model.network, model.text_encoder, model.config, model.image_shape
+    few, many = (TextToImage(*parts, precision=precision) for _ in range(2))
+    options = {"sampling": sampling(sampler="ddpm", steps=3)}
+    images = many.generate(5 * PROMPTS, batch_size=40, **options)
+    assert [*many.denoiser.network.same] == [torch.Size((3, 32, 32))]
+    assert torch.equal(few.generate(5 * PROMPTS, batch_size=8, **options), images)
+    assert not few.denoiser.network.same
+
+
 def test_pictures_do_not_depend_on_the_batch_size_in_bfloat16(model):
     half = TextToImage(
         model.network, model.text_encoder, model.config, model.image_shape, precision="bfloat16"
@@ -81,6 +94,30 @@ def test_pictures_do_not_depend_on_the_batch_size_in_bfloat16(model):
     images = half.generate(PROMPTS[:3], **options)
     assert torch.equal(half.generate(PROMPTS[:3], batch_size=1, **options), images)
     assert not torch.equal(model.generate(PROMPTS[:3], **options), images)
+
+
+@pytest.mark.skipif(
+    int8_obstacle(torch.device("cpu")) is not None, reason="no int8 convolutions on this CPU"
+)
+def test_pictures_in_int8_are_about_the_same_and_do_not_depend_on_the_batch_size():
+    wide = random_model([96, 32])
+    exact, half, mine = (
+        TextToImage(wide.network, wide.text_encoder, wide.config, wide.image_shape, precision=each)
+        for each in ("float32", "bfloat16", "int8")
+    )
+    assert [model.precision for model in (exact, half, mine)] == ["float32", "bfloat16", "int8"]
+    options = {"sampling": sampling(sampler="ddpm", steps=2)}
+    true, rounded, images = (m.generate(PROMPTS[:3], **options) for m in (exact, half, mine))
+    assert torch.equal(mine.generate(PROMPTS[:3], batch_size=1, **options), images)
+    assert not torch.equal(images, rounded)
+    assert (images.float() - true.float()).abs().mean() < 4  # of 255
+    assert torch.equal(exact.generate(PROMPTS[:3], **options), true)  # nothing is left behind
+
+
+def test_int8_is_refused_before_the_folder_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ValueError, match=r"got int8: this CPU has no AVX512-VNNI"):
+        TextToImage.from_pretrained(tmp_path, precision="int8")
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
@@ -99,6 +136,7 @@ def test_pictures_of_a_guidance_interval_do_not_depend_on_the_batch_size(model, 
 def test_an_interval_saves_the_unconditional_half_outside(model, monkeypatch):
     """Euler's 4 steps of the flow begin at sigma 4095, 3, 1 and 1/3."""
     monkeypatch.setattr(model.denoiser.network, "rows", 8)
+    monkeypatch.setattr(model.denoiser.network, "same", {torch.Size((3, 32, 32)): False})
 
     def pictures_and_calls(**changes):
         shapes = []

@@ -12,6 +12,7 @@ import torch
 
 from tinydiffusion import config as config_file
 from tinydiffusion.build import build_dataset, build_objective, survey
+from tinydiffusion.diffusion.int8 import int8_obstacle
 from tinydiffusion.pipeline import TextToImage
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -288,3 +289,43 @@ def test_winograd_tells_a_layer_that_is_used_and_slower(benchmark, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["winograd.py", "--rounds=1"])
     assert winograd.main() == 1
     assert len(json.loads(capsys.readouterr().out)["broken"]) == 1
+
+
+# ---- int8 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    int8_obstacle(torch.device("cpu")) is not None, reason="no int8 convolutions on this CPU"
+)
+def test_int8_measures_both_ways_of_every_layer(benchmark, run, monkeypatch):
+    measuring = benchmark("int8")
+    monkeypatch.setattr(measuring, "has_amx", lambda: False)
+    small, wide, *_ = run(measuring, "--quick", "--rounds=2")["layers"]
+    assert [small["used"], wide["used"]] == [False, True]
+    for row in (small, wide):
+        assert 0 < row["error"]["direct"] < row["error"]["int8"] < 0.05
+        assert {*row["times_faster"]} == SUMMARY
+        assert row["direct_ms"] > 0
+        assert row["int8_ms"] > 0
+
+
+@pytest.mark.skipif(
+    int8_obstacle(torch.device("cpu")) is not None, reason="no int8 convolutions on this CPU"
+)
+def test_int8_tells_a_layer_that_is_used_and_slower(benchmark, monkeypatch, capsys):
+    measuring = benchmark("int8")
+    monkeypatch.setattr(measuring, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(measuring, "SHAPES", [(1, 2, 2, 4)])
+    monkeypatch.setattr(measuring, "pays", lambda *_: True)
+    monkeypatch.setattr(measuring, "has_amx", lambda: False)
+    monkeypatch.setattr(measuring, "ratio", lambda *_: {"rounds": [0.9], "median": 0.9})
+    monkeypatch.setattr(sys, "argv", ["int8.py", "--rounds=1"])
+    assert measuring.main() == 1
+    assert len(json.loads(capsys.readouterr().out)["broken"]) == 1
+
+
+def test_int8_says_where_there_is_nothing_to_measure(benchmark, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["int8.py"])
+    with pytest.raises(SystemExit, match="nothing to measure: this CPU has no AVX512-VNNI"):
+        benchmark("int8").main()

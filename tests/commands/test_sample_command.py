@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tinydiffusion.build import build_dataset
@@ -225,6 +226,12 @@ def test_a_mistake_is_one_line_and_writes_nothing(model, tmp_path, mistake, argu
     out = tmp_path / "out"
     assert message in mistake("sample", model, *arguments, "--out", str(out))
     assert not out.exists()
+
+
+def test_int8_where_there_is_none_is_one_line(model, tmp_path, mistake, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    said = mistake("sample", model, "a", "--precision", "int8", "--out", str(tmp_path / "out"))
+    assert "precision must be auto, float32 or bfloat16 here, got int8: this CPU has no" in said
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path, mistake):

@@ -92,6 +92,30 @@ def test_guidance_runs_both_halves_in_one_call():
     assert [size for size, _ in denoiser.network.calls] == [2 * B]
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_a_network_that_takes_the_text_first_is_told_it_once(first):
+    told, calls = [], []
+
+    class Telling(nn.Module):
+        def forward(self, sample, timesteps, text):
+            calls.append(len(sample))
+            return sample * text.pooled.mean()
+
+        if first:
+
+            def with_text(self, text):
+                told.append(len(text.pooled))
+                return lambda sample, timesteps: self(sample, timesteps, text)
+
+    denoiser = Denoiser(Telling(), make().schedule, prediction_type="sample")
+    denoise = denoiser.denoise(text_states(0.3), negative=text_states(0.1), guidance_scale=2.0)
+    outputs = [denoise(noisy(sigma), torch.tensor(sigma)) for sigma in (2.0, 1.0)]
+    count = len(noisy(2.0))
+    assert calls == [2 * count] * 2
+    assert told == ([count, 2 * count] if first else [])
+    assert outputs[0].shape == outputs[1].shape == noisy(1.0).shape
+
+
 def test_guidance_equals_two_calls():
     class Network(nn.Module):
         def forward(self, sample, timesteps, text):

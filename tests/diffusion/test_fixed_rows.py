@@ -29,16 +29,83 @@ def inputs(batch_size):
     return draw(3, 4, 4), draw(), text
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 8, 11])
-def test_output_is_the_networks_and_every_call_has_the_same_shape(batch_size):
-    recorder = Recorder()
-    sample, timesteps, text = inputs(batch_size)
-    output = FixedRows(recorder, rows=4)(sample, timesteps, text)
+def shapes(*rows):
+    return [[(n, 3, 4, 4), (n,), (n, 5, 6), (n, 5), (n, 7)] for n in rows]
 
-    assert recorder.shapes == [[(4, 3, 4, 4), (4,), (4, 5, 6), (4, 5), (4, 7)]] * (
-        -(-batch_size // 4)
-    )
-    torch.testing.assert_close(output, Recorder()(sample, timesteps, text), rtol=0, atol=0)
+
+@pytest.mark.parametrize(
+    ("batch_size", "first", "later"),
+    [
+        (1, [4], [4]),
+        (3, [4], [4]),
+        (4, [4], [4]),
+        (5, [4, 4, 8], [8]),
+        (8, [4, 4, 8], [8]),
+        (11, [4, 4, 4, 8, 4], [8, 4]),
+        (16, [4, 4, 4, 4, 8, 8], [8, 8]),
+    ],
+)
+def test_output_is_the_networks_and_calls_have_one_shape_or_twice_that(batch_size, first, later):
+    recorder = Recorder()
+    network = FixedRows(recorder, rows=4)
+    sample, timesteps, text = inputs(batch_size)
+    expected = Recorder()(sample, timesteps, text)
+    for rows in (first, later):
+        recorder.shapes.clear()
+        output = network(sample, timesteps, text)
+        assert recorder.shapes == shapes(*rows)
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)
+
+
+class Summing(Recorder):
+    """The last bits depend on how many rows a call has."""
+
+    def forward(self, sample, timesteps, text):
+        return super().forward(sample, timesteps, text) + 1e-6 * len(sample)
+
+
+def test_calls_of_twice_as_many_rows_are_not_made_where_a_bit_differs():
+    network = FixedRows(Summing(), rows=4)
+    sample, timesteps, text = inputs(8)
+    outputs = [network(sample, timesteps, text) for _ in range(3)]
+    assert network.network.shapes == shapes(4, 4, 8, 4, 4, 4, 4)
+    apart = [
+        network(
+            *(x[i : i + 4] for x in (sample, timesteps)), TextStates(*(x[i : i + 4] for x in text))
+        )
+        for i in (0, 4)
+    ]
+    for output in outputs:
+        assert torch.equal(output, torch.cat(apart))
+
+
+def test_every_shape_of_picture_is_tried_for_itself():
+    network = FixedRows(Recorder(), rows=4)
+    for size in (4, 6):
+        _, timesteps, text = inputs(8)
+        network(torch.zeros(8, 3, size, size), timesteps, text)
+    assert [sample[0] for sample, *_ in network.network.shapes] == [4, 4, 8] * 2
+    assert network.same == {torch.Size((3, 4, 4)): True, torch.Size((3, 6, 6)): True}
+
+
+class Remembering(Recorder):
+    """Counts how often it is asked for the texts of a call."""
+
+    def with_text(self, text):
+        self.texts = [*getattr(self, "texts", []), len(text.pooled)]
+        return lambda sample, timesteps: self(sample, timesteps, text)
+
+
+def test_a_text_is_split_once_for_all_calls():
+    network = Remembering()
+    sample, timesteps, text = inputs(11)
+    predict = FixedRows(network, rows=4).with_text(text)
+    for shift in (0, 1):
+        output = predict(sample + shift, timesteps)
+        expected = Recorder()(sample + shift, timesteps, text)
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    assert network.texts == [4, 4, 4, 8, 4]
+    assert network.shapes == shapes(4, 4, 4, 8, 4, 8, 4)
 
 
 class Convolution(nn.Module):

@@ -165,3 +165,22 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_named(text_inputs):
     network = UNet(**TEXT, channels=(32, 32), patch_size=4)
     with pytest.raises(ValueError, match=r"\(16, 30\) must be a multiple of patch_size 4"):
         network(*text_inputs(2, 24, 16, 6, shape=(3, 16, 30)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_with_its_text_told_first_it_is_the_same_to_the_bit(text_inputs, bfloat16):
+    network = UNet(**TEXT, channels=(32, 32), layers_per_block=1)
+    text_inputs.without_zeros(network)
+    previews = []
+    network.text_preview.register_forward_hook(lambda *_: previews.append(1))
+    sample, timesteps, text = text_inputs(2, 24, 16, 6, shape=(3, 16, 16))
+    wide = text_inputs(2, 24, 16, 6, shape=(3, 16, 24))[0]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        predict = network.with_text(text)
+        told = [predict(x, t) for x in (sample, wide) for t in (timesteps, timesteps / 2)]
+        assert len(previews) == 2  # one a size
+        for output, (x, t) in zip(
+            told, [(x, t) for x in (sample, wide) for t in (timesteps, timesteps / 2)], strict=True
+        ):
+            assert torch.equal(output, network(x, t, text))

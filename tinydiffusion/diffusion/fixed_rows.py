@@ -1,5 +1,7 @@
 """Calls of one shape only, so that a picture does not depend on the size of its batch."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -14,18 +16,23 @@ class FixedRows(nn.Module):
     Matrix kernels sum in another order for another number of rows, so the same picture in a batch
     of 1 and of 8 differs in the last bits, and sometimes by one level after rounding. With calls
     of one shape it is the same to the bit. The price is paid by few pictures, whose calls are
-    filled up, or by many, whose calls could be larger: at 32 rows the quickstart's model makes
-    1.8 times as many pictures a second as at 8, and 64 rows would add 15 % (dev/LOG.md).
+    filled up: at 32 rows the quickstart's model makes 1.8 times as many pictures a second as at 8.
+
+    Twice as many rows are 8 % faster (dev/LOG.md), and mostly summed in the same order. So where
+    there are enough, the first call is made both ways, and if not a bit differs, later ones have
+    twice as many.
 
     Args:
         network: See `protocols.Network`.
-        rows: Rows of every call.
+        rows: Rows of every call, or half of them.
     """
 
     def __init__(self, network: nn.Module, rows: int = 32) -> None:
         super().__init__()
         self.network = network
         self.rows = rows
+        self.same: dict[torch.Size, bool] = {}
+        """Of a picture's shape, whether calls of twice as many rows make the same bits."""
 
     def forward(
         self, sample: Float[Tensor, "B C H W"], timesteps: Float[Tensor, "B"], text: TextStates
@@ -35,21 +42,38 @@ class FixedRows(nn.Module):
 
     def with_text(self, text: TextStates) -> Predict:
         """See `protocols.TextFirst`."""
-        calls = [
-            with_text(self.network, TextStates(*states))
-            for states in zip(*(self._filled(x) for x in text), strict=True)
-        ]
+        text = TextStates(*map(self._filled, text))
+        single, double = (self._calls(text, rows) for rows in (self.rows, 2 * self.rows))
 
         def predict(
             sample: Float[Tensor, "B C H W"], timesteps: Float[Tensor, "B"]
         ) -> Float[Tensor, "B C H W"]:
-            parts = zip(calls, self._filled(sample), self._filled(timesteps), strict=True)
-            return torch.cat([call(x, t) for call, x, t in parts])[: len(sample)]
+            inputs = self._filled(sample), self._filled(timesteps)
+            same = self.same.get(sample.shape[1:])
+            output = _joined(double if same else single, *inputs)
+            if same is None and len(double) < len(single):
+                self.same[sample.shape[1:]] = torch.equal(output, _joined(double, *inputs))
+            return output[: len(sample)]
 
         return predict
 
-    def _filled(self, x: Shaped[Tensor, "B ..."]) -> tuple[Shaped[Tensor, "R ..."], ...]:
-        """The rows of each call; what the last one lacks are copies of the first row."""
-        if missing := -len(x) % self.rows:
-            x = torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
-        return x.split(self.rows)
+    def _filled(self, x: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "R ..."]:
+        """With copies of the first row, as many as the last call lacks."""
+        missing = -len(x) % self.rows
+        return torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) if missing else x
+
+    def _calls(self, text: TextStates, rows: int) -> list[tuple[int, Predict]]:
+        """How many rows each call has, and the network with their texts."""
+        parts = zip(*(x.split(rows) for x in text), strict=True)
+        states = [TextStates(*part) for part in parts]
+        return [(len(part.pooled), with_text(self.network, part)) for part in states]
+
+
+def _joined(
+    calls: Sequence[tuple[int, Predict]],
+    sample: Float[Tensor, "B C H W"],
+    timesteps: Float[Tensor, "B"],
+) -> Float[Tensor, "B C H W"]:
+    sizes = [rows for rows, _ in calls]
+    parts = zip(calls, sample.split(sizes), timesteps.split(sizes), strict=True)
+    return torch.cat([predict(x, t) for (_, predict), x, t in parts])

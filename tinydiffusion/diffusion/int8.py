@@ -27,6 +27,10 @@ MANTISSA = 1.5 * 2**23
 """Added to a small float32, it leaves the nearest integer in the last bits."""
 
 
+OPERATOR = "qconv2d_pointwise"
+"""Of `torch.ops.onednn`: not promised to stay, but the same since torch 2.8 at least."""
+
+
 class Packed(NamedTuple):
     """Weights as oneDNN wants them."""
 
@@ -47,7 +51,7 @@ def int8_obstacle(device: torch.device) -> str | None:
         return f"it is for CPUs, not for {device.type}"
     if not has_vnni():
         return "this CPU has no AVX512-VNNI"
-    if not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
+    if not hasattr(torch.ops.onednn, OPERATOR):
         return "this build of torch has no oneDNN"
     return None
 
@@ -86,7 +90,7 @@ def silu_conv2d(
     the end. Each picture has a scale s of its own, from its largest value, so that it does not
     depend on its batch; so has each map of the output, for the weights.
 
-    The error is 0.7 % of the output's norm; that of bfloat16 is 0.25 %.
+    Of normally distributed numbers the error is 1.3 % of the output's norm; in bfloat16 0.4 %.
 
     Args:
         x: float32 or bfloat16, channels last in memory.
@@ -96,7 +100,7 @@ def silu_conv2d(
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     levels, scales = quantise_silu(x, dtype)
     packed = _pack(weight, x.shape)
-    y = torch.ops.onednn.qconv2d_pointwise(
+    y = getattr(torch.ops.onednn, OPERATOR)(
         levels, 1.0, ZERO, packed.levels, packed.scales, packed.zeros, None,
         [1, 1], [1, 1], [1, 1], 1, 1.0, 0, dtype, "none", [], "",
     )  # fmt: skip
