@@ -1,6 +1,6 @@
 """SiLU and 3x3 convolution in 8-bit integers: sampling on CPUs that multiply those fastest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -25,7 +25,6 @@ LEAST_PEAK = -SILU_MIN * LARGEST / ZERO
 """Of SiLU's largest value, so that its smallest is not cut off."""
 MANTISSA = 1.5 * 2**23
 """Added to a small float32, it leaves the nearest integer in the last bits."""
-
 
 OPERATOR = "qconv2d_pointwise"
 """Of `torch.ops.onednn`: not promised to stay, but the same since torch 2.8 at least."""
@@ -136,9 +135,8 @@ def _pack(weight: Float[Tensor, "K C 3 3"], shape: torch.Size) -> Packed:
     whole = weight.detach().float()
     scales = (whole.abs().amax((1, 2, 3)) / 127).clamp_min(1e-30)  # a map may be all zeros
     levels = (whole / scales[:, None, None, None]).round().to(torch.int8)
-    size: Sequence[int] = list(shape)
     ordered = torch.ops.onednn.qconv_prepack(
-        levels, scales, 1.0, ZERO, [1, 1], [1, 1], [1, 1], 1, size
+        levels, scales, 1.0, ZERO, [1, 1], [1, 1], [1, 1], 1, list(shape)
     )
     packed = Packed(ordered, scales, torch.zeros(len(scales), dtype=torch.int32))
     if cache is not None:

@@ -148,7 +148,7 @@ def silu(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
 
 
 def add(x: Float[Tensor, "*S"], y: Float[Tensor, "*#S"]) -> Float[Tensor, "*S"]:
-    """X + y, likewise over x where nothing learns."""
+    """Their sum, likewise over x where nothing learns."""
     return x + y if torch.is_grad_enabled() else x.add_(y)
 
 
