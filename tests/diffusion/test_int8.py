@@ -156,6 +156,27 @@ def test_weights_are_packed_once_a_context_and_anew_in_the_next(monkeypatch):
     torch.testing.assert_close(second, 2 * (first[0] - bias[:, None, None]), rtol=1e-4, atol=1e-4)
 
 
+@needs_vnni
+def test_weights_that_are_gone_are_not_taken_for_new_ones():
+    x, weight, bias = layer()
+    with int8_convolutions(True):
+        for factor in range(1, 20):  # Python gives the ids of what is gone to what is new
+            scaled = factor * weight
+            y = silu_conv2d(x, scaled, bias)
+            assert relative_error(y, exact(x, scaled, bias)) < 0.02
+            del scaled
+
+
+def test_the_widest_layers_are_winograds_in_bfloat16():
+    x = torch.empty(16, 416, 16, 16, device="meta")
+    with torch.no_grad(), int8_convolutions(True):
+        assert pays(x, 416)
+        assert not pays(x.bfloat16(), 416)
+        assert pays(x.bfloat16(), 320)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not pays(x, 416)
+
+
 @pytest.fixture
 def wide():
     torch.manual_seed(0)

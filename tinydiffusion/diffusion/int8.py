@@ -14,6 +14,8 @@ from tinydiffusion.cpu import has_vnni
 
 LEAST_CHANNELS, LEAST_PIXELS = 96, 4096
 """Below these rounding to integers takes what their products save: benchmarks/int8.py."""
+MOST_CHANNELS = 320
+"""Beyond, Winograd's way (`models/_winograd.py`) is as fast in bfloat16."""
 ROWS = 16
 """Pictures rounded at a time: what is read again soon is then still in the cache."""
 
@@ -33,6 +35,7 @@ OPERATOR = "qconv2d_pointwise"
 class Packed(NamedTuple):
     """Weights as oneDNN wants them."""
 
+    weight: Tensor  # what they come from: as long as it is held, no other has its id
     levels: Tensor  # int8, in an order of its own
     scales: Float[Tensor, "K"]
     zeros: Tensor
@@ -75,6 +78,7 @@ def pays(x: Float[Tensor, "B C H W"], out_channels: int) -> bool:
         not torch.is_grad_enabled()  # first: torch's compiler, which is for training, stops there
         and _packed.get() is not None
         and min(channels, out_channels) >= LEAST_CHANNELS
+        and (min(channels, out_channels) <= MOST_CHANNELS or _dtype(x) == torch.float32)
         and batch * height * width >= LEAST_PIXELS
     )
 
@@ -96,7 +100,7 @@ def silu_conv2d(
         weight: In any floating format, as is the bias.
         bias: One number for each map of the output.
     """
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    dtype = _dtype(x)
     levels, scales = quantise_silu(x, dtype)
     packed = _pack(weight, x.shape)
     y = getattr(torch.ops.onednn, OPERATOR)(
@@ -127,6 +131,10 @@ def quantise_silu(
     return levels, scales
 
 
+def _dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
 def _pack(weight: Float[Tensor, "K C 3 3"], shape: torch.Size) -> Packed:
     cache = _packed.get()
     key = (id(weight), shape)
@@ -138,7 +146,7 @@ def _pack(weight: Float[Tensor, "K C 3 3"], shape: torch.Size) -> Packed:
     ordered = torch.ops.onednn.qconv_prepack(
         levels, scales, 1.0, ZERO, [1, 1], [1, 1], [1, 1], 1, list(shape)
     )
-    packed = Packed(ordered, scales, torch.zeros(len(scales), dtype=torch.int32))
+    packed = Packed(weight, ordered, scales, torch.zeros(len(scales), dtype=torch.int32))
     if cache is not None:
         cache[key] = packed
     return packed
