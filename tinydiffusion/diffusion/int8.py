@@ -12,8 +12,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from tinydiffusion.cpu import has_vnni
 
-LEAST_CHANNELS, LEAST_PIXELS = 96, 4096
-"""Below these rounding to integers takes what their products save: benchmarks/int8.py."""
+LEAST_CHANNELS, LEAST_PIXELS = 96, 128
+"""Below these rounding to integers takes what their products save: benchmarks/int8.py. Pixels are
+those of one picture: how many share a call must not change what is computed."""
 MOST_CHANNELS = 320
 """Beyond, Winograd's way (`models/_winograd.py`) is as fast in bfloat16."""
 ROWS = 16
@@ -73,13 +74,13 @@ def int8_convolutions(enabled: bool) -> Iterator[None]:
 
 def pays(x: Float[Tensor, "B C H W"], out_channels: int) -> bool:
     """Whether `silu_conv2d` may be used now, and is the faster way for an input of this shape."""
-    batch, channels, height, width = x.shape
+    _, channels, height, width = x.shape
     return (
         not torch.is_grad_enabled()  # first: torch's compiler, which is for training, stops there
         and _packed.get() is not None
         and min(channels, out_channels) >= LEAST_CHANNELS
         and (min(channels, out_channels) <= MOST_CHANNELS or _dtype(x) == torch.float32)
-        and batch * height * width >= LEAST_PIXELS
+        and height * width >= LEAST_PIXELS
     )
 
 
