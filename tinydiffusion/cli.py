@@ -13,15 +13,20 @@ from tinydiffusion import cli_evaluation, config, registry
 from tinydiffusion.cli_arguments import (
     Command,
     UsageError,
+    add_overwrite,
     count,
+    parsed,
+    parsed_with_settings,
     prompts_of_file,
     sampling_arguments,
     sampling_overrides,
     shard,
     with_plugin_options,
 )
-from tinydiffusion.errors import RunError
+from tinydiffusion.errors import DiskError, RunError
+from tinydiffusion.outputs import OutputFile, OutputFolder, check_folder
 from tinydiffusion.processes import StoppedTogether
+from tinydiffusion.streams import flush, lasting_streams
 
 SHARED = ("train", "sample", "evaluate")
 """Commands whose work the processes of a launcher share."""
@@ -42,18 +47,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code of a command line such as `["train", "--resume"]`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _show_warning
-    try:
-        return _run(arguments)
-    except (ValueError, RunError) as error:  # what is not caught here is our mistake
-        if "--debug" in arguments:
-            raise
-        if _is_said_elsewhere(error):
-            time.sleep(GRACE)
-        else:
-            print(f"{_who()}error: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code if isinstance(error, RunError) else USER_MISTAKE
-    except KeyboardInterrupt:
-        return 130
+    with lasting_streams():
+        try:
+            code = _run(arguments)
+            flush()
+            return code
+        except (ValueError, RunError, OSError) as error:  # anything else is our mistake
+            if "--debug" in arguments:
+                raise
+            if _is_said_elsewhere(error):
+                time.sleep(GRACE)
+            else:
+                print(f"{_who()}error: {_in_one_line(error)}", file=sys.stderr)  # noqa: T201
+            return _exit_code(error)
+        except KeyboardInterrupt:
+            return 130
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, OSError):
+        return DiskError.exit_code
+    return error.exit_code if isinstance(error, RunError) else USER_MISTAKE
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return what went wrong without the number that the operating system gives it."""
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f"{error.filename}: "
+        return f"{name}{error.strerror}"
+    return str(error)
 
 
 def _is_said_elsewhere(error: Exception) -> bool:
@@ -75,22 +97,31 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    parser, commands = parsers()
+    name = arguments[0] if arguments else ""
+    if name not in commands:
+        parser.parse_args(arguments)
+        parser.print_help()
+        return 0
+    if name not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError(f"{name} is the work of one process; start it without a launcher")
+    return COMMANDS[name][2](commands[name], arguments[1:])
+
+
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Make the parser of the program, and that of each command by its name."""
     parser = _Parser(prog="tinydiffusion", description="Text-to-image diffusion from scratch.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands = {}
     for name, (help_line, add_arguments, _) in COMMANDS.items():
-        command = commands.add_parser(
+        command = commands[name] = subparsers.add_parser(
             name, help=help_line, description=help_line, epilog=EPILOGS[name](),
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
         command.add_argument("--debug", action="store_true", help="Show tracebacks.")
         add_arguments(command)
-        if arguments[:1] == [name]:
-            if name not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
-                raise UsageError(f"{name} is the work of one process; start it without a launcher")
-            return COMMANDS[name][2](command, arguments[1:])
-    parser.parse_args(arguments)
-    parser.print_help()
-    return 0
+        add_overwrite(command)
+    return parser, commands
 
 
 # ---- train -----------------------------------------------------------------------------------
@@ -102,7 +133,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         help="YAML file; default %(default)s.",
     )  # fmt: skip
     parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR",
+        "--run-dir", type=OutputFolder(), metavar="DIR",
         help="Folder of the run; default runs/<name of the config file>.",
     )  # fmt: skip
     parser.add_argument(
@@ -125,16 +156,18 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         help="With --dry-run: tell of N devices like this one too; default 1 2 4 8.",
     )  # fmt: skip
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="With --dry-run: write all of it as JSON too."
-    )
+        "--json", type=OutputFile(".json", "tinydiffusion.plan/"), metavar="FILE",
+        help="With --dry-run: write all of it as JSON too.",
+    )  # fmt: skip
 
 
 def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    known, overrides = parser.parse_known_args(arguments)
+    known, overrides = parsed_with_settings(parser, arguments)
     settings = config.load(known.config, overrides)
+    run_dir = known.run_dir or Path("runs") / Path(known.config).stem
+    check_folder(run_dir)
     from tinydiffusion.commands.train import train
 
-    run_dir = known.run_dir or Path("runs") / Path(known.config).stem
     return train(
         settings,
         run_dir,
@@ -143,6 +176,7 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         dry_run=known.dry_run,
         devices=known.devices,
         json_file=known.json,
+        overwrite=known.overwrite,
     )
 
 
@@ -158,12 +192,15 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     add("--negative-prompt", default="", metavar="TEXT", help="What guidance moves away from.")
     add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
     add("--batch-size", type=count, default=32, metavar="N", help="Default 32; alters no picture.")
-    add("--out", type=Path, default=Path("samples"), metavar="DIR", help="Default samples/.")
+    add("--out", type=OutputFolder(), default="samples", metavar="DIR", help="Default samples/.")
     add(
         "--shard", type=shard, default=(1, 1), metavar="I/N",
         help="Make the I-th of N parts only, in a folder of its own in --out; see `merge-samples`.",
     )  # fmt: skip
-    add("--grid", type=Path, metavar="FILE", help="Write all pictures as one PNG too.")
+    add(
+        "--grid", type=OutputFile(".png"), metavar="FILE.png",
+        help="Write all pictures as one PNG too.",
+    )  # fmt: skip
     sampling_arguments(parser)
 
 
@@ -188,6 +225,7 @@ def _sample(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         device=known.device,
         precision=known.precision,
         trust_plugins=known.trust_plugins,
+        overwrite=known.overwrite,
     )
 
 
@@ -202,16 +240,17 @@ def _prompts(known: argparse.Namespace) -> list[str]:
 
 def _merge_samples_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="DIR",
+        "folders", nargs="+", type=OutputFolder(), metavar="DIR",
         help="What --out was for the shards; with several, the pictures go to the first.",
     )  # fmt: skip
 
 
 def _merge_samples(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    known = parser.parse_args(arguments)
+    known = parsed(parser, arguments)
     from tinydiffusion.commands.merge_samples import merge_samples
 
-    return merge_samples(list(dict.fromkeys(known.folders)))
+    folders = list(dict.fromkeys(known.folders))
+    return merge_samples(folders, overwrite=known.overwrite)
 
 
 # ---- data ------------------------------------------------------------------------------------
@@ -227,12 +266,15 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=count, metavar="N", help="Smallest side that is usable; default 32.")
     add("--caption-column", metavar="NAME", help="Of the metadata; default text.")
     add("--workers", type=count, default=2, metavar="N", help="Default 2; alters no result.")
-    add("--json", type=Path, metavar="FILE", help="Write every sample and every skipped file.")
-    add("--sheet", type=Path, metavar="FILE.png", help="Write a contact sheet.")
+    add(
+        "--json", type=OutputFile(".json", "tinydiffusion.data/"), metavar="FILE",
+        help="Write every sample and every skipped file.",
+    )  # fmt: skip
+    add("--sheet", type=OutputFile(".png"), metavar="FILE.png", help="Write a contact sheet.")
 
 
 def _data(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    known = parser.parse_args(arguments)
+    known = parsed(parser, arguments)
     if not known.paths and known.config is None:
         raise UsageError("name one or more folders, or a run's --config FILE")
     settings = None if known.config is None else config.load(known.config)
@@ -255,7 +297,7 @@ def _data(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 def _pack_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "paths", nargs="*", metavar="PATH",
+        "paths", nargs="*", type=OutputFolder(tried=False), metavar="PATH",
         help="SRC DST: captioned pictures (a folder, tar shards here or at an address), and the "
         "folder to make. With --config DST alone, with --check the set to look at.",
     )  # fmt: skip
@@ -269,7 +311,7 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    known = parser.parse_args(arguments)
+    known = parsed(parser, arguments)
     named = 1 if known.check or known.config else 2
     if len(known.paths) != named:
         wanted = "one folder" if named == 1 else "a source and a folder to make"
@@ -278,6 +320,7 @@ def _pack(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         from tinydiffusion.commands._pack_check import check
 
         return check(known.paths[0])
+    check_folder(Path(known.paths[-1]))
     if known.config is None and known.size is None:
         raise UsageError("give --size N, the shorter side of the packed pictures in pixels")
     section = {} if known.config is None else config.load(known.config).dataset
@@ -291,6 +334,7 @@ def _pack(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         picture_format=known.format,
         shard_size=known.shard_size,
         workers=known.workers,
+        overwrite=known.overwrite,
     )
 
 
@@ -305,7 +349,7 @@ def _sanity_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sanity(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    known, overrides = parser.parse_known_args(arguments)
+    known, overrides = parsed_with_settings(parser, arguments)
     settings = config.load(known.config, overrides)
     from tinydiffusion.commands.sanity import sanity
 
@@ -317,7 +361,7 @@ def _plugins_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plugins(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    known = parser.parse_args(arguments)
+    known = parsed(parser, arguments)
     for kind in [known.kind] if known.kind else registry.KINDS:
         for name in registry.names(kind):
             print(f"{kind:17} {name:15} {registry.origin(kind, name)}")  # noqa: T201

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydiffusion import config, registry
+from tinydiffusion.outputs import OutputFile, OutputFolder, check_outputs
 
 Command = tuple[
     str,
@@ -119,6 +120,36 @@ def positive(text: str) -> float:
     return number
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add `--overwrite` to a command that writes files or folders."""
+    if any(isinstance(a.type, OutputFile | OutputFolder) for a in parser._actions):
+        parser.add_argument(
+            "--overwrite", action="store_true",
+            help="Replace files that this command did not write, and write in folders that another "
+            "command of tinydiffusion made.",
+        )  # fmt: skip
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Parse the arguments of a command and look at what it will write."""
+    known = parser.parse_args(arguments)
+    check_outputs(parser, known)
+    return known
+
+
+def parsed_with_settings(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the arguments of a command that takes any key of a config as a flag, too.
+
+    Returns:
+        The command's own arguments, and those that are left for the config.
+    """
+    known, settings = parser.parse_known_args(arguments)
+    check_outputs(parser, known)
+    return known, settings
+
+
 def with_plugin_options(
     parser: argparse.ArgumentParser, arguments: list[str]
 ) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
@@ -139,4 +170,6 @@ def with_plugin_options(
     for key, value in config.read_flags(dotted).items():
         plugin, _, option = key.rpartition(".")
         options.setdefault(plugin, {})[option.replace("-", "_")] = value
-    return parser.parse_intermixed_args(own), options
+    known = parser.parse_intermixed_args(own)
+    check_outputs(parser, known)
+    return known, options

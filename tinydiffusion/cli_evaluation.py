@@ -6,8 +6,8 @@ from pathlib import Path
 from tinydiffusion import registry
 from tinydiffusion.cli_arguments import (
     Command,
-    UsageError,
     count,
+    parsed,
     positive,
     prompts_of_file,
     sampling_arguments,
@@ -15,6 +15,7 @@ from tinydiffusion.cli_arguments import (
     shard,
     with_plugin_options,
 )
+from tinydiffusion.outputs import OutputFile, OutputFolder
 
 JUDGE = "scene_accuracy"
 """The evaluator that reads what prompts ask for from the file that they are in."""
@@ -63,9 +64,12 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="Measure a model at each of these too, for the curve of the report.",
     )  # fmt: skip
     _at_scale_arguments(parser)
-    add("--out", type=Path, metavar="FILE.json", help="Write the report; default: print only.")
     add(
-        "--samples", type=Path, metavar="DIR",
+        "--out", type=OutputFile(".json", "tinydiffusion.eval/"), metavar="FILE.json",
+        help="Write the report; default: print only.",
+    )  # fmt: skip
+    add(
+        "--samples", type=OutputFolder(), metavar="DIR",
         help="Keep a model's pictures there; what is there already is not made again.",
     )  # fmt: skip
     add(
@@ -84,7 +88,7 @@ def _at_scale_arguments(parser: argparse.ArgumentParser) -> None:
         help="Look at every N-th picture only, beginning with the I-th; see `merge`.",
     )  # fmt: skip
     add(
-        "--state", type=Path, metavar="FILE",
+        "--state", type=OutputFile(continued=True), metavar="FILE",
         help="Keep there what has been measured; the same command goes on from it.",
     )  # fmt: skip
     add(
@@ -108,7 +112,8 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
     given = ("target", "data", "train", "assume_extractor", "num_images", "resize",
              "guidance_scales", "shard", "state", "save_every", "out", "samples", "seed",
-             "batch_size", "device", "precision", "hang_minutes", "trust_plugins")  # fmt: skip
+             "batch_size", "device", "precision", "hang_minutes", "trust_plugins",
+             "overwrite")  # fmt: skip
     return evaluate(
         Request(
             metrics=metrics,
@@ -130,11 +135,15 @@ def _names(parts: list[str]) -> list[str]:
 def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("states", nargs="+", type=Path, metavar="FILE", help="What --state kept, of all shards.")
-    add("--out", type=Path, required=True, metavar="FILE.json", help="Write the report.")
+    add(
+        "--out", type=OutputFile(".json", "tinydiffusion.eval/"), required=True,
+        metavar="FILE.json",
+        help="Write the report.",
+    )  # fmt: skip
 
 
 def _merge(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    known = parser.parse_args(arguments)
+    known = parsed(parser, arguments)
     from tinydiffusion.commands.evaluate import merge
 
     return merge(known.states, known.out)
@@ -149,13 +158,14 @@ def _statistics_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--resize", type=int, metavar="N", help="Make the pictures squares of N pixels.")
     add("--batch-size", type=count, default=64, metavar="N", help="Default 64; alters no number.")
-    add("--out", type=Path, required=True, metavar="FILE.npz", help="Write the statistics.")
+    add(
+        "--out", type=OutputFile(".npz"), required=True, metavar="FILE.npz",
+        help="Write the statistics.",
+    )  # fmt: skip
 
 
 def _statistics(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     known, options = with_plugin_options(parser, arguments)
-    if known.out.suffix != ".npz":
-        raise UsageError(f"--out {known.out}: the name must end in .npz")
     from tinydiffusion.commands.statistics import statistics
 
     return statistics(
@@ -176,11 +186,14 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     add("a", type=Path, metavar="A.json", help="A report of evaluate.")
     add("b", type=Path, metavar="B.json", help="Another, of the same metrics and prompts.")
     add("--seed", type=int, default=0, help="Of the bootstrap; default 0.")
-    add("--json", type=Path, metavar="FILE", help="Write the comparison.")
+    add(
+        "--json", type=OutputFile(".json", "tinydiffusion.eval-comparison/"), metavar="FILE",
+        help="Write the comparison.",
+    )  # fmt: skip
 
 
 def _compare(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    known = parser.parse_args(arguments)
+    known = parsed(parser, arguments)
     from tinydiffusion.commands.compare import compare
 
     return compare(known.a, known.b, seed=known.seed, json_file=known.json)
@@ -193,11 +206,14 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
         "--run", type=Path, metavar="DIR",
         help="The run whose curves are shown; default: the one that the model lies in.",
     )  # fmt: skip
-    add("--out", type=Path, required=True, metavar="FILE.html", help="One file, no network.")
+    add(
+        "--out", type=OutputFile(".html"), required=True, metavar="FILE.html",
+        help="One file, no network.",
+    )  # fmt: skip
 
 
 def _report(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    known = parser.parse_args(arguments)
+    known = parsed(parser, arguments)
     from tinydiffusion.commands.report import report
 
     return report(known.report, run=known.run, out=known.out)
@@ -208,7 +224,7 @@ def _evaluators_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluators(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    known = parser.parse_args(arguments)
+    known = parsed(parser, arguments)
     from tinydiffusion.commands.evaluators import evaluators
 
     return evaluators(known.name)
@@ -219,16 +235,17 @@ def _evaluators(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
 def _prompts_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("out", type=Path, metavar="FILE.jsonl", help="Where to write them, in GenEval's format.")
+    add(
+        "out", type=OutputFile(".jsonl"), metavar="FILE.jsonl",
+        help="Where to write them, in GenEval's format.",
+    )  # fmt: skip
     add("--per-task", type=count, default=50, metavar="N", help="Of each of six; default 50.")
     add("--ladders", type=int, default=0, metavar="N", help="Of one to five conditions; default 0.")
     add("--seed", type=int, default=0, help="Default 0.")
 
 
 def _prompts(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    known = parser.parse_args(arguments)
-    if known.out.suffix != ".jsonl":
-        raise UsageError(f"{known.out}: the name must end in .jsonl")
+    known = parsed(parser, arguments)
     from tinydiffusion.commands.prompts import prompts
 
     return prompts(known.out, per_task=known.per_task, ladders=known.ladders, seed=known.seed)

@@ -17,6 +17,7 @@ import tinydiffusion
 from tinydiffusion.cli import main
 from tinydiffusion.commands import _sample_folder
 from tinydiffusion.commands._sample_folder import UNFINISHED, kept_samples, save_samples
+from tinydiffusion.outputs import MARKER
 from tinydiffusion.pipeline import TextToImage
 
 ROOT = Path(tinydiffusion.__file__).parents[1]
@@ -207,7 +208,7 @@ def test_fewer_pictures_leave_none_behind(sample, made):
     sample("a red circle", "--num-images", "5")
     made.clear()
     assert list(sample("a red circle", "--num-images", "2")) == [
-        "00000.png", "00001.png", "metadata.jsonl"
+        MARKER, "00000.png", "00001.png", "metadata.jsonl"
     ]  # fmt: skip
     assert made == []
 
@@ -225,6 +226,9 @@ def test_a_mistake_that_the_sampler_finds_leaves_the_earlier_samples(sample, mod
 def test_metadata_of_something_else_is_not_overwritten(model, tmp_path, mistake, text):
     (tmp_path / "metadata.jsonl").write_text(text)
     line = mistake("sample", model, "a", "--out", str(tmp_path))
+    assert line.startswith(f"{tmp_path} holds files that tinydiffusion did not make")
+    (tmp_path / MARKER).write_text('{"made_by": "sample"}')  # as where a user has put one there
+    line = mistake("sample", model, "a", "--out", str(tmp_path))
     assert line == f"{tmp_path} holds captioned pictures that are no samples; take another folder"
     assert (tmp_path / "metadata.jsonl").read_text() == text
 
@@ -233,6 +237,7 @@ def test_metadata_of_a_stranger_deletes_no_other_file(sample, tmp_path):
     """Samples may come from anywhere; only the names that are written here are ever deleted."""
     out = tmp_path / "out"
     out.mkdir()
+    (out / MARKER).write_text('{"made_by": "sample"}')
     names = ["../victim.png", "notes.png", str(tmp_path / "victim.png"), "00000.png/../x", 5, None]
     rows = [json.dumps({"file_name": name, "sampler": "euler"}) for name in names]
     (out / "metadata.jsonl").write_text("\n".join(rows))

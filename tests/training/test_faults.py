@@ -20,7 +20,7 @@ from tinydiffusion.durable import write_synced
 from tinydiffusion.errors import DiskError, DiskFullError, NonFiniteError, WorkerError
 from tinydiffusion.training import data_record
 from tinydiffusion.training.disk_wait import patiently
-from tinydiffusion.training.lock import RunLock
+from tinydiffusion.locks import FolderLock
 from tinydiffusion.training.memory import ADVICE, naming_memory
 
 
@@ -237,8 +237,8 @@ def test_the_pictures_of_a_diverged_run_are_named(tmp_path):
 HOLDS = """
 import sys
 from pathlib import Path
-from tinydiffusion.training.lock import RunLock
-with RunLock(Path(sys.argv[2])):
+from tinydiffusion.locks import FolderLock
+with FolderLock(Path(sys.argv[2])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -252,12 +252,12 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path):
         assert process.stdout.readline() == "held\n"
         with (
             pytest.raises(ValueError, match=f"in use by process {process.pid} on "),
-            RunLock(tmp_path / "run"),
+            FolderLock(tmp_path / "run"),
         ):
             pass
         process.kill()
         process.wait()
-    with RunLock(tmp_path / "run"):
+    with FolderLock(tmp_path / "run"):
         pass
 
 
@@ -265,7 +265,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(DiskError, match=r"cannot write in .*file.run: "),
-        RunLock(tmp_path / "file/run"),
+        FolderLock(tmp_path / "file/run"),
     ):
         pass
 

@@ -17,8 +17,8 @@ from tinydiffusion.datasets._captions import shown
 from tinydiffusion.datasets._packed import describe
 from tinydiffusion.datasets._scan import Sample, Scan
 from tinydiffusion.durable import replace_file
-from tinydiffusion.errors import DiskError
 
+SCHEMA = "tinydiffusion.data/1"
 SHEET = 64  # pictures of the contact sheet
 SHEET_CAPTION = 100  # characters
 LISTED = 5  # groups that are printed; the JSON file has all
@@ -101,6 +101,7 @@ def save_json(
         return {"split": split, "path": path} if several else {"path": path}
 
     report = {
+        "schema": SCHEMA,
         "samples": [
             {
                 **place(split, sample.id),
@@ -120,10 +121,9 @@ def save_json(
         "duplicates": [[place(*member) for member in group] for group in duplicates],
         "shared": [[place(*member) for member in group] for group in shared],
     }
-    try:  # names that are not Unicode are written as escaped half characters
-        replace_file(file, (json.dumps(report, indent=1) + "\n").encode())
-    except OSError as error:
-        raise DiskError(f"cannot write {file}: {error.strerror}") from error
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Names that are not Unicode are written as escaped half characters.
+    replace_file(file, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def save_sheet(file: Path, scans: Scans) -> None:
@@ -135,10 +135,7 @@ def save_sheet(file: Path, scans: Scans) -> None:
     images = torch.cat([interpolate(square[None], (side, side)) for square in squares])
     texts = [_captions(scan.samples[index])[0] for scan, index in chosen]
     short = [t if len(t) <= SHEET_CAPTION else f"{t[:SHEET_CAPTION]}…" for t in texts]
-    try:
-        save_labelled_grid(file, images, short)
-    except OSError as error:
-        raise DiskError(f"cannot write {file}: {error.strerror}") from error
+    save_labelled_grid(file, images, short)
 
 
 def _describe_sizes(samples: Sequence[Sample]) -> str:

@@ -21,6 +21,7 @@ from tinydiffusion.protocols import Dataset, EncodingAhead, TextEncoder
 from tinydiffusion.training.memory import naming_memory
 from tinydiffusion.training.trainer import Trainer
 
+SCHEMA = "tinydiffusion.plan/1"
 DEVICES = (1, 2, 4, 8)
 ENCODED = 64  # captions that are encoded to see how long it takes
 
@@ -45,7 +46,9 @@ class Plan(NamedTuple):
 
     def save(self, file: Path) -> None:
         """Write the plan as JSON; a reader sees the whole of it."""
-        replace_file(file, (json.dumps(self.as_dict(), indent=1) + "\n").encode())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"schema": SCHEMA, **self.as_dict()}, indent=1)
+        replace_file(file, (text + "\n").encode())
 
 
 def plan(

@@ -44,13 +44,48 @@ def kept_samples(folder: Path, rows: Rows) -> dict[int, str]:
     Raises:
         ValueError: the folder's metadata.jsonl is not of samples; it would be overwritten.
     """
-    wanted = {}
-    for name, row in earlier_rows(folder).items():
-        number, sha256 = int(Path(name).stem), row.get("sha256")
-        if number in rows and isinstance(sha256, str) and row == _row(number, rows, sha256):
-            wanted[number] = sha256
+    wanted = {
+        int(Path(name).stem): row["sha256"]
+        for name, row in earlier_rows(folder).items()
+        if _is_wanted(name, row, rows)
+    }
     whole = are_whole({sample_file(folder, i): sha256 for i, sha256 in wanted.items()})
     return {i: sha256 for i, sha256 in wanted.items() if sample_file(folder, i) in whole}
+
+
+def describe_replaced(folder: Path, rows: Rows, kept: Mapping[int, str]) -> str:
+    """Say which earlier samples a call will delete or make anew; empty where it loses none.
+
+    Samples that a call was killed over are left out: it was about to write them itself.
+
+    Args:
+        folder: Where they lie.
+        rows: What the samples will be, as for `save_samples`.
+        kept: See `kept_samples`.
+
+    Raises:
+        ValueError: A picture there has a name that is needed, and is in no list of samples.
+    """
+    earlier = earlier_rows(folder)
+    names = {_name(i) for i in rows}
+    strangers = sorted(n for n in names - earlier.keys() if (folder / n).exists())
+    if strangers:
+        raise ValueError(
+            f"{folder / strangers[0]} is not one of the samples that metadata.jsonl lists, and "
+            "would be overwritten: move it away, or take another folder"
+        )
+    finished, staying = finished_rows(folder), {_name(i) for i in kept}
+    lost = {
+        name: row
+        for name, row in earlier.items()
+        if name not in staying and (folder / name).exists()
+        if name in finished or not _is_wanted(name, row, rows)
+    }
+    if not lost:
+        return ""
+    prompts = list(dict.fromkeys(str(row.get("text")) for row in lost.values()))
+    more = f" and {len(prompts) - 1} more prompts" if len(prompts) > 1 else ""
+    return f"replaces {len(lost)} earlier samples in {folder}/ (of {prompts[0]!r}{more})"
 
 
 def are_whole(files: Mapping[Path, str]) -> set[Path]:
@@ -208,6 +243,12 @@ def _read_rows(file: Path, *, torn: bool = False) -> list[Any]:
         for line in lines:
             rows.append(json.loads(line))
     return rows
+
+
+def _is_wanted(name: str, row: Mapping[str, Any], rows: Rows) -> bool:
+    """Return whether an earlier sample was made as the wanted one of its number would be."""
+    number, sha256 = int(Path(name).stem), row.get("sha256")
+    return number in rows and isinstance(sha256, str) and row == _row(number, rows, sha256)
 
 
 def _row(i: int, rows: Rows, sha256: str) -> dict[str, Any]:

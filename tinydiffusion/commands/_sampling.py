@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from tinydiffusion.commands._sample_folder import (
     MAX_SAMPLES,
+    Rows,
+    describe_replaced,
     kept_samples,
     naming_disk_errors,
     save_samples,
@@ -23,6 +26,7 @@ from tinydiffusion.commands._sources import prompts_sha256
 from tinydiffusion.config import SamplingConfig, to_dict
 from tinydiffusion.durable import replace_file
 from tinydiffusion.model_folder.layout import INDEX
+from tinydiffusion.outputs import held, mark
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import ALONE, Processes
 
@@ -58,6 +62,7 @@ def make_samples(
     sampler_options: dict[str, Any] | None = None,
     shard: Shard = WHOLE,
     processes: Processes = ALONE,
+    overwrite: bool = False,
 ) -> None:
     """Write a picture of every prompt, picture i with seed + i, and how each was made.
 
@@ -77,10 +82,11 @@ def make_samples(
         sampler_options: The sampler's own options.
         shard: Which part of the pictures to make.
         processes: Those that share them.
+        overwrite: See `outputs.held`.
 
     Raises:
-        ValueError: a setting is out of its range, or the folder holds something else; before
-            anything is computed or deleted.
+        ValueError: a setting is out of its range, or the folder holds something else or is in use;
+            before anything is computed or deleted.
     """
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -94,21 +100,40 @@ def make_samples(
         how = {"model_sha256": model, **_how(pipeline, **options)}
     whole = {"pictures": len(prompts), "prompts_sha256": prompts_sha256(prompts), "seed": seed}
     check_same({**whole, "how": how}, processes)
-    folder, numbers = shard_folder(folder, shard), share(range(len(prompts)), shard)
+    numbers = share(range(len(prompts)), shard)
     rows = {i: {"text": prompts[i], "seed": seed + i, **how} for i in numbers}
-    kept = processes.on_main(lambda: kept_samples(folder, rows))
-    if kept:
-        console.print(f"{len(kept)} of {len(rows)} pictures are there already")
-    mine = share([i for i in numbers if i not in kept], (processes.rank + 1, processes.count))
     flat: list[int] = []
-    images = _noting_flat(_made(pipeline, prompts, seed, mine, console, options), flat)
-    save_samples(folder, images, rows, kept, processes)
-    if shard != WHOLE:
-        about = {"schema": SCHEMA, "shard": shard, "whole": {**whole, "how": how}}
-        processes.on_main(lambda: _write_manifest(folder, about))
+    with ExitStack() as stack:
+        processes.on_main(lambda: _hold(folder, shard, stack, overwrite=overwrite))
+        folder = shard_folder(folder, shard)
+        kept, replaced = processes.on_main(lambda: _look_at(folder, rows))
+        if kept:
+            console.print(f"{len(kept)} of {len(rows)} pictures are there already")
+        if replaced:
+            console.print(replaced)
+        mine = share([i for i in numbers if i not in kept], (processes.rank + 1, processes.count))
+        images = _noting_flat(_made(pipeline, prompts, seed, mine, console, options), flat)
+        save_samples(folder, images, rows, kept, processes)
+        if shard != WHOLE:
+            about = {"schema": SCHEMA, "shard": shard, "whole": {**whole, "how": how}}
+            processes.on_main(lambda: _write_manifest(folder, about))
     if number := sum(map(len, processes.gather(flat))):
         console.print(f"warning: {number} pictures are of one colour; has the model been trained?")
     console.print(f"{len(rows)} pictures in {folder}/")
+
+
+def _hold(folder: Path, shard: Shard, stack: ExitStack, *, overwrite: bool) -> None:
+    """Hold the folder of the samples, or of a part: parts are made side by side."""
+    with naming_disk_errors(folder):
+        if shard != WHOLE:
+            mark(folder, "sample", overwrite=overwrite)
+        stack.enter_context(held(shard_folder(folder, shard), "sample", overwrite=overwrite))
+
+
+def _look_at(folder: Path, rows: Rows) -> tuple[dict[int, str], str]:
+    """Return what `kept_samples` finds, and what `describe_replaced` says of the rest."""
+    kept = kept_samples(folder, rows)
+    return kept, describe_replaced(folder, rows, kept)
 
 
 def check_count(count: int) -> None:

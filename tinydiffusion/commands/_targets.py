@@ -59,6 +59,7 @@ class Request:
     precision: Precision
     hang_minutes: float | None
     trust_plugins: bool
+    overwrite: bool = False
 
 
 @dataclass
@@ -215,6 +216,7 @@ def _make_samples(request: Request, target: Target, console: Console, processes:
         sampling=target.sampling,
         console=console,
         processes=processes,
+        overwrite=request.overwrite,
     )
     with processes.together():
         target.generated = FolderPictures("generated", request.samples, console=console)

@@ -29,14 +29,16 @@ def compare(a: Path, b: Path, *, seed: int, json_file: Path | None) -> int:
     """
     reports = [read_report(file) for file in (a, b)]
     rows = compare_reports(*reports, seed=seed)
+    if compared := any("difference" in row for row in rows):
+        _print(rows, str(a), str(b))
     if json_file is not None:
         found = {"schema": SCHEMA, "a": str(a), "b": str(b), "seed": seed, "results": rows}
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        json_file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(json_file, text.encode())
-    if not any("difference" in row for row in rows):
+    if not compared:
         reasons = "; ".join(f"{row['name']}: {row['refused']}" for row in rows)
         raise ConfigError(f"{a} and {b} do not compare: {reasons or 'no metric in common'}")
-    _print(rows, str(a), str(b))
     return 0
 
 

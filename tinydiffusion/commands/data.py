@@ -1,8 +1,6 @@
 """`tinydiffusion data`: which pictures training will see, which it will not, and why."""
 
 import dataclasses
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +54,6 @@ def data(
         ValueError: no such set, no usable picture in one, broken metadata, or a file that cannot
             be written.
     """
-    _check_writable(json_file, sheet)
     own = {"size": size, "caption_column": caption_column, "workers": workers}
     options = {name: value for name, value in own.items() if value is not None}
     if paths:
@@ -67,18 +64,19 @@ def data(
     results = {split: _scan(split, build) for split, build in builders.items()}
     scans = {split: scan for split, (scan, _) in results.items()}
     duplicates, shared = find_groups(scans)
+    unusable = [refusal for scan, refusal in results.values() if not scan.samples]
+    if not unusable:
+        for split, scan in scans.items():
+            _say(describe_scan(split, scan))
+        _say(describe_groups("duplicates (the same pixels again)", duplicates))
+        if len(scans) > 1:
+            _say(describe_groups("pictures shared between sets", shared))
+        encoder = {"name": "clip"} if settings is None else settings.text_encoder
+        _say(describe_captions(scans, encoder))
     if json_file is not None:
         save_json(json_file, scans, duplicates, shared)
-    for scan, refusal in results.values():
-        if not scan.samples:
-            raise ConfigError(refusal)
-    for split, scan in scans.items():
-        _say(describe_scan(split, scan))
-    _say(describe_groups("duplicates (the same pixels again)", duplicates))
-    if len(scans) > 1:
-        _say(describe_groups("pictures shared between sets", shared))
-    encoder = {"name": "clip"} if settings is None else settings.text_encoder
-    _say(describe_captions(scans, encoder))
+    if unusable:
+        raise ConfigError(unusable[0])
     if sheet is not None:
         save_sheet(sheet, scans)
     for _, refusal in results.values():
@@ -87,24 +85,8 @@ def data(
     return 0
 
 
-def _check_writable(json_file: Path | None, sheet: Path | None) -> None:
-    if sheet is not None and sheet.suffix.lower() != ".png":
-        raise ConfigError(f"--sheet {sheet} must end in .png")
-    for flag, file in (("--json", json_file), ("--sheet", sheet)):
-        if file is None:
-            continue
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{flag} {file} cannot be written: {error.strerror}") from error
-        if file.is_dir() or not os.access(file.parent, os.W_OK):
-            raise ConfigError(f"{flag} {file} cannot be written: a folder, or in a closed one")
-
-
 def _say(text: str) -> None:
-    """Print it, whatever letters standard output can show."""
-    encoding = sys.stdout.encoding or "utf-8"
-    console.print(text.encode(encoding, "backslashreplace").decode(encoding))
+    console.print(text)
 
 
 # ---- which sets ------------------------------------------------------------------------------

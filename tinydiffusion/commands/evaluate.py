@@ -73,14 +73,14 @@ def _report(
 ) -> bool:  # fmt: skip
     """Whether a metric has failed, after all rows are written and printed."""
     rows = measurement.rows(remarks)
+    print_table(rows, str(request.target))  # first, whatever becomes of the file
+    if sweep:
+        print_sweep(sweep)
     if request.out is not None:
         more = {"sweep": sweep} if sweep else {}
         more |= illustrations(measurement, target.generated, rows)
         write_report(request.out, rows, target.context, more)
         console.print(f"report in {request.out}")
-    print_table(rows, str(request.target))
-    if sweep:
-        print_sweep(sweep)
     return _has_failed(measurement, rows)
 
 
@@ -95,9 +95,9 @@ def merge(files: Sequence[Path], out: Path) -> int:
     measurement = Measurement.of(whole.context["metrics"], whole.context["options"])
     resume(measurement, whole)
     rows = measurement.rows(whole.remarks)
+    print_table(rows, str(whole.context["target"]))
     write_report(out, rows, whole.context, illustrations(measurement))
     console.print(f"report in {out}")
-    print_table(rows, str(whole.context["target"]))
     return FAILED if _has_failed(measurement, rows) else 0
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from tinydiffusion.commands._sample_folder import (
     UNFINISHED,
     are_whole,
     begin,
+    describe_replaced,
     finish,
     finished_rows,
     naming_disk_errors,
@@ -21,6 +23,7 @@ from tinydiffusion.commands._sample_folder import (
 from tinydiffusion.commands._sampling import SCHEMA
 from tinydiffusion.commands._shards import MANIFEST, Part, Shard, in_order, share
 from tinydiffusion.commands._sources import prompts_sha256
+from tinydiffusion.outputs import held
 
 CLEARED = ".merged-"
 """Begins the name of a shard's folder that is about to be removed."""
@@ -41,7 +44,7 @@ class SampleShard(NamedTuple):
 Shards = Mapping[Path, SampleShard]
 
 
-def merge_samples(folders: Sequence[Path]) -> int:
+def merge_samples(folders: Sequence[Path], *, overwrite: bool = False) -> int:
     """0 once all shards in these folders are one in the first, as one process would have left it.
 
     Pictures are moved. The same call goes on where one was cut short.
@@ -61,12 +64,17 @@ def merge_samples(folders: Sequence[Path]) -> int:
     }
     if not shards and not finished_rows(target):
         raise ValueError(f"no shards in {', '.join(map(str, folders))}; sample --shard makes them")
-    if not _are_in(target, shards):  # they are where a call was killed while it cleared up
-        rows = _rows_of_all(shards)
-        _check_files(target, shards)
-        _move(target, shards, rows)
-    with naming_disk_errors(target):
-        _clear(folders, shards)
+    with ExitStack() as stack:
+        for folder in dict.fromkeys([*folders, *shards]):
+            stack.enter_context(held(folder, "sample", overwrite=overwrite))
+        if not _are_in(target, shards):  # they are where a call was killed while it cleared up
+            rows = _rows_of_all(shards)
+            _check_files(target, shards)
+            if replaced := describe_replaced(target, rows, _digests(rows)):
+                console.print(replaced)
+            _move(target, shards, rows)
+        with naming_disk_errors(target):
+            _clear(folders, shards)
     console.print(f"{len(finished_rows(target))} pictures in {target}/")
     return 0
 
@@ -144,7 +152,7 @@ def _check_files(target: Path, shards: Shards) -> None:
 
 
 def _move(target: Path, shards: Shards, rows: dict[int, dict[str, Any]]) -> None:
-    digests = {i: row["sha256"] for i, row in rows.items()}
+    digests = _digests(rows)
     begin(target, rows, digests)
     with naming_disk_errors(target):
         for path, shard in shards.items():
@@ -152,6 +160,10 @@ def _move(target: Path, shards: Shards, rows: dict[int, dict[str, Any]]) -> None
                 if file.exists():
                     shutil.move(file, target / file.name)
     finish(target, rows, digests)
+
+
+def _digests(rows: dict[int, dict[str, Any]]) -> dict[int, str]:
+    return {i: row["sha256"] for i, row in rows.items()}
 
 
 def _clear(folders: Sequence[Path], shards: Shards) -> None:

@@ -20,7 +20,7 @@ from tinydiffusion.commands.data import is_shards
 from tinydiffusion.datasets._packed import describe
 from tinydiffusion.datasets._pictures import quiet
 from tinydiffusion.datasets._shard_manifest import Manifest
-from tinydiffusion.training.lock import RunLock
+from tinydiffusion.outputs import check_owner, held
 
 LOCAL = ("path", "workers")  # options of a data set that say nothing of its pictures
 
@@ -28,8 +28,9 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def pack(
-    section: dict[str, Any], out: Path, *, picture_format: str, shard_size: int, workers: int
-) -> int:
+    section: dict[str, Any], out: Path, *, picture_format: str, shard_size: int, workers: int,
+    overwrite: bool = False,
+) -> int:  # fmt: skip
     """0 once the shards and their manifest are there; a call that was killed is gone on with.
 
     Args:
@@ -38,6 +39,7 @@ def pack(
         picture_format: Of `FORMATS`.
         shard_size: Pictures per shard.
         workers: Threads that decode and encode; alters no byte.
+        overwrite: See `outputs.held`.
 
     Raises:
         ValueError: there is no such set, it has changed since an earlier call, `out` holds
@@ -56,8 +58,9 @@ def pack(
     if manifest := finished(out, settings):
         _say(f"{out} is packed already", manifest)
         return 0
+    check_owner(out, "pack", overwrite=overwrite)
     source = open_source(section)
-    with RunLock(out):
+    with held(out, "pack", overwrite=overwrite):
         progress = Progress(out, settings)
         encoded = partial(encode, size=section["size"], suffix=picture_format)
         results = _results(source, progress, encoded, workers)

@@ -36,6 +36,7 @@ def sample(
     device: str,
     precision: Precision,
     trust_plugins: bool,
+    overwrite: bool = False,
 ) -> int:
     """0 once `num_images` pictures of every prompt, or a shard of them, are written.
 
@@ -70,6 +71,7 @@ def sample(
             sampler_options=sampler_options,
             shard=shard,
             processes=processes,
+            overwrite=overwrite,
         )
         if grid is not None:
             columns = num_images if len(prompts) > 1 < num_images else min(8, len(every))

@@ -36,6 +36,7 @@ from tinydiffusion.commands._sources import evaluation_prompts
 from tinydiffusion.commands._start import starting_model
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.durable import naming_disk_errors, replace_file
+from tinydiffusion.outputs import check_owner, held
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes, joined, naming_lost_processes
 from tinydiffusion.protocols import Captioned, Dataset, EncodingAhead, Score, Selective
@@ -45,7 +46,6 @@ from tinydiffusion.training.compilation import compile_trained, naming_compile_e
 from tinydiffusion.training.console import console_tracker
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.data_record import digest
-from tinydiffusion.training.lock import RunLock
 from tinydiffusion.training.memory import naming_memory
 from tinydiffusion.training.micro_batches import advice, parts_of_batch
 from tinydiffusion.training.trackers import TensorBoardTracker
@@ -71,6 +71,7 @@ def train(
     dry_run: bool = False,
     devices: Sequence[int] = DEVICES,
     json_file: Path | None = None,
+    overwrite: bool = False,
 ) -> int:
     """The exit code: 0 at the end of the run, 128 + the signal's number where one stopped it.
 
@@ -82,7 +83,7 @@ def train(
             f"--allow-change {wrong[0]}: another network or text encoder cannot take over these "
             "weights; train it in another --run-dir"
         )
-    _check_run_dir(run_dir)
+    check_owner(run_dir, "train", overwrite=overwrite)
     keep_freed_memory()
     with joined(config.training.device) as processes, naming_lost_processes():
         console.quiet = not processes.is_main
@@ -92,7 +93,7 @@ def train(
             return run.estimate(devices, time.monotonic() - started, json_file)
         needed = run.trainer.learner.checkpoint_bytes()
         with ExitStack() as stack, naming_memory(run.device), naming_disk_errors(run_dir, needed):
-            processes.on_main(lambda: _hold(run_dir, stack))
+            processes.on_main(lambda: _hold(run_dir, stack, overwrite=overwrite))
             return run.go(started, resume, allow_change)
 
 
@@ -355,8 +356,8 @@ class _Run:
         return hooks
 
 
-def _hold(run_dir: Path, stack: ExitStack) -> None:
-    stack.enter_context(RunLock(run_dir))
+def _hold(run_dir: Path, stack: ExitStack, *, overwrite: bool) -> None:
+    stack.enter_context(held(run_dir, "train", overwrite=overwrite))
 
 
 def _check_same_data(processes: Processes, fingerprints: dict[str, str]) -> None:
@@ -367,16 +368,6 @@ def _check_same_data(processes: Processes, fingerprints: dict[str, str]) -> None
             f"process {other[0]} has other pictures than process 0: every machine needs the same "
             "data set (`tinydiffusion data` on both shows what differs)"
         )
-
-
-def _check_run_dir(run_dir: Path) -> None:
-    """Raise ConfigError where no folder can be made; the disk itself is tried out later."""
-    try:
-        for place in (run_dir, *run_dir.parents):
-            if place.exists() and not place.is_dir():
-                raise ConfigError(f"--run-dir {run_dir}: {place} is a file")
-    except OSError as error:
-        raise ConfigError(f"--run-dir {str(run_dir)[:80]}...: {error.strerror}") from error
 
 
 def _earlier_vocabulary(run_dir: Path) -> dict[str, Any] | None:

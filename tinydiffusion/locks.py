@@ -1,4 +1,4 @@
-"""One process at a time trains in a folder."""
+"""One process at a time works in a folder."""
 
 import errno
 import os
@@ -12,34 +12,32 @@ from typing import IO
 from tinydiffusion.errors import DiskError
 
 HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+NAME = ".lock"
 
 
-class RunLock:
-    """Holds `<run_dir>/.lock` while its `with` block lasts.
+class FolderLock:
+    """Hold `<folder>/.lock` while the `with` block lasts, and remove it then.
 
-    The operating system frees the lock of a process that dies, so there are no stale ones.
+    The operating system frees the lock of a process that dies, so no lock is ever stale.
 
     Raises:
-        ValueError: another process holds it; names that process.
-        DiskError: the folder cannot be made or written.
+        ValueError: Another process holds the lock; the message names that process.
+        DiskError: The folder cannot be made or written.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / ".lock"
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
 
-    def __enter__(self) -> "RunLock":
+    def __enter__(self) -> "FolderLock":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+", encoding="utf-8")
+            while not self._acquire():
+                self._file.close()
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {platform.node()}")
+            self._file.flush()
         except OSError as error:
             raise DiskError(f"cannot write in {self.path.parent}: {error.strerror}") from error
-        try:
-            _lock(self._file)
-        except OSError as error:
-            self._refuse_if_held(error)
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {platform.node()}")
-        self._file.flush()
         return self
 
     def __exit__(
@@ -48,7 +46,25 @@ class RunLock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if sys.platform != "win32":  # Windows removes no open file; the next holder finds it there
+            self.path.unlink(missing_ok=True)
         self._file.close()
+
+    def _acquire(self) -> bool:
+        """Lock the file, and return whether it still has its name.
+
+        A holder removes the file just before it lets go: whoever opened it before that would
+        hold the lock of a file that no other process can find.
+        """
+        self._file = self.path.open("a+", encoding="utf-8")
+        try:
+            _lock(self._file)
+        except OSError as error:
+            self._refuse_if_held(error)
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def _refuse_if_held(self, error: OSError) -> None:
         if error.errno in HELD:
@@ -61,8 +77,8 @@ class RunLock:
             ) from error
         warnings.warn(
             f"{self.path} cannot be locked ({error.strerror}): make sure that no other process "
-            "trains in this folder",
-            stacklevel=4,
+            "works in this folder",
+            stacklevel=5,
         )
 
 

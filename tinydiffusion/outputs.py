@@ -1,0 +1,233 @@
+"""Look at everything that a command will write before it computes anything.
+
+A path that cannot be written is refused at once. A folder says in a hidden file which command made
+it; a file is known by what this program writes at its beginning. The command that made them goes
+on or replaces them, another one asks for `--overwrite`, and what is not ours is never touched.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import stat
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from tinydiffusion.durable import make_folder, replace_file
+from tinydiffusion.locks import FolderLock
+
+MARKER = ".tinydiffusion.json"
+"""File of a folder that names the command that made it."""
+STAMPS = {
+    ".html": b'<meta name="generator" content="tinydiffusion',
+    ".png": b"tEXtSoftware\0tinydiffusion",
+    ".npz": "tinydiffusion.eval-statistics".encode("utf-32-le"),  # as numpy stores text
+}
+"""Suffix -> bytes that stand in every such file of ours."""
+MADE = {
+    "train": "a training run",
+    "sample": "samples",
+    "pack": "packed shards",
+    "export": "an exported model",
+}
+"""Command -> what a folder that it made holds."""
+
+
+class OutputFile:
+    """The type of an argument that names a file to write.
+
+    Args:
+        suffix: What the name must end in, such as ".json"; empty allows any.
+        schema: Of JSON files: how the schema that the command writes begins.
+        continued: Whether the command goes on from the file that is there, and so decides for
+            itself what it accepts.
+    """
+
+    def __init__(self, suffix: str = "", schema: str = "", *, continued: bool = False) -> None:
+        self.suffix, self.continued = suffix, continued
+        self.stamp = f'"schema": "{schema}'.encode() if schema else STAMPS.get(suffix)
+
+    def __call__(self, text: str) -> Path:
+        """Read the argument; argparse calls this."""
+        path = Path(text)
+        if self.suffix and path.suffix.lower() != self.suffix:
+            raise argparse.ArgumentTypeError(f"{text}: the name must end in {self.suffix}")
+        return path
+
+    def check(self, path: Path, *, overwrite: bool) -> None:
+        """Raise ValueError where the file cannot be written, or is not ours and would be lost."""
+        if obstacle := file_obstacle(path):
+            raise ValueError(obstacle)
+        if self.continued or not path.exists():
+            return
+        if not overwrite and (self.stamp is None or self.stamp not in path.read_bytes()):
+            raise ValueError(
+                f"{path} is there already and not of the kind that this command writes; name "
+                "another file, or --overwrite"
+            )
+        print(f"{path} will be replaced", file=sys.stderr)  # noqa: T201
+
+
+class OutputFolder:
+    """The type of an argument that names a folder to write in.
+
+    Args:
+        tried: Whether every such path is written in; else the command says which, see
+            `check_folder`, and the text is left as it is: it may be an address to read from.
+    """
+
+    def __init__(self, *, tried: bool = True) -> None:
+        self.tried = tried
+
+    def __call__(self, text: str) -> Path | str:
+        """Read the argument; argparse calls this."""
+        return Path(text) if self.tried else text
+
+
+def check_outputs(parser: argparse.ArgumentParser, known: argparse.Namespace) -> None:
+    """Try every path that a command will write, before it imports what it computes with.
+
+    Args:
+        parser: The command's; its arguments of type `OutputFile` and `OutputFolder` are tried.
+        known: The parsed arguments; `overwrite` allows to replace any file.
+
+    Raises:
+        ValueError: A path cannot be written, or a file there is not of the kind to be written.
+    """
+    for action in parser._actions:  # argparse offers no other list of its arguments
+        value = getattr(known, action.dest, None)
+        for path in value if isinstance(value, list) else [value]:
+            if path is not None and isinstance(action.type, OutputFolder) and action.type.tried:
+                check_folder(path)
+            if path is not None and isinstance(action.type, OutputFile) and _is_main():
+                action.type.check(path, overwrite=known.overwrite)
+
+
+def check_folder(path: Path) -> None:
+    """Raise ValueError where a folder cannot be made or written in."""
+    if _is_main() and (obstacle := folder_obstacle(path)):
+        raise ValueError(obstacle)
+
+
+@contextlib.contextmanager
+def held(folder: Path, maker: str, *, overwrite: bool = False) -> Iterator[None]:
+    """Hold a folder for one command while the `with` block lasts, and mark it as its work.
+
+    Args:
+        folder: Made if it is not there.
+        maker: The command, a key of `MADE`.
+        overwrite: Take over a folder that another command made.
+
+    Raises:
+        ValueError: The folder is another command's, not ours, or in use; nothing is changed then.
+        DiskError: The folder cannot be written.
+    """
+    check_owner(folder, maker, overwrite=overwrite)
+    with FolderLock(folder):
+        mark(folder, maker, overwrite=overwrite)
+        yield
+
+
+def mark(folder: Path, maker: str, *, overwrite: bool = False) -> None:
+    """Mark a folder as a command's work, see `held`; several processes may do so at once."""
+    check_owner(folder, maker, overwrite=overwrite)
+    if owner(folder) != maker:
+        make_folder(folder)
+        replace_file(folder / MARKER, json.dumps({"made_by": maker}).encode())
+
+
+def check_owner(folder: Path, maker: str, *, overwrite: bool = False) -> None:
+    """Raise ValueError where a command must not write into a folder, see `held`."""
+    made_by = owner(folder)
+    if made_by == maker:
+        return
+    if made_by is not None:
+        if not overwrite:
+            raise ValueError(
+                f"{folder} holds {MADE[made_by]} (of `tinydiffusion {made_by}`); name another "
+                "folder, or --overwrite to write there all the same"
+            )
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    others = sorted(entry.name for entry in _entries(folder) if not entry.name.startswith("."))
+    if others:
+        raise ValueError(
+            f"{folder} holds files that tinydiffusion did not make ({_listed(others)}); name a new "
+            "or an empty folder"
+        )
+
+
+def owner(folder: Path) -> str | None:
+    """Read which command made a folder; None where it is not marked."""
+    try:
+        made_by = json.loads((folder / MARKER).read_bytes())["made_by"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return made_by if made_by in MADE else None
+
+
+def file_obstacle(path: Path) -> str | None:
+    """Try to write beside where a file will be, and return why that cannot be done, if so."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return folder_obstacle(path.parent)
+    except OSError as error:
+        return _reason(path, error)
+    if stat.S_ISDIR(there.st_mode):
+        return f"{path} is a folder; name a file"
+    if not stat.S_ISREG(there.st_mode):
+        return f"{path} is not a plain file"
+    return folder_obstacle(path.resolve().parent)
+
+
+def folder_obstacle(path: Path) -> str | None:
+    """Try to make a folder and to write in it, undo both, and return why it failed, if so."""
+    try:
+        missing = [folder for folder in (path, *path.parents) if not _is_there(folder)]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            trial = path / f".tmp-{uuid.uuid4().hex[:8]}"
+            trial.write_bytes(b"0")
+            trial.unlink()
+        finally:
+            for folder in missing:
+                with contextlib.suppress(OSError):  # not made, or in use by another process by now
+                    folder.rmdir()
+    except OSError as error:
+        return _reason(path, error)
+    return None
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether a path leads somewhere; raise OSError where that cannot be told."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _reason(path: Path, error: OSError) -> str:
+    shown = str(path) if len(str(path)) <= 120 else f"{str(path)[:80]}..."
+    blocking = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return f"{shown} cannot be written: {blocking or path} is a file, not a folder"
+    return f"{shown} cannot be written: {error.strerror}"
+
+
+def _is_main() -> bool:
+    """Return whether this process writes: of those of a launcher, the first one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}"
