@@ -156,7 +156,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         help="With --dry-run: tell of N devices like this one too; default 1 2 4 8.",
     )  # fmt: skip
     parser.add_argument(
-        "--json", type=OutputFile(".json", "tinydiffusion.plan/"), metavar="FILE",
+        "--json", type=OutputFile("plan.json", "tinydiffusion.plan/"), metavar="FILE",
         help="With --dry-run: write all of it as JSON too.",
     )  # fmt: skip
 
@@ -198,7 +198,7 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
         help="Make the I-th of N parts only, in a folder of its own in --out; see `merge-samples`.",
     )  # fmt: skip
     add(
-        "--grid", type=OutputFile(".png"), metavar="FILE.png",
+        "--grid", type=OutputFile("grid.png"), metavar="FILE.png",
         help="Write all pictures as one PNG too.",
     )  # fmt: skip
     sampling_arguments(parser)
@@ -267,10 +267,10 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--caption-column", metavar="NAME", help="Of the metadata; default text.")
     add("--workers", type=count, default=2, metavar="N", help="Default 2; alters no result.")
     add(
-        "--json", type=OutputFile(".json", "tinydiffusion.data/"), metavar="FILE",
+        "--json", type=OutputFile("scan.json", "tinydiffusion.data/"), metavar="FILE",
         help="Write every sample and every skipped file.",
     )  # fmt: skip
-    add("--sheet", type=OutputFile(".png"), metavar="FILE.png", help="Write a contact sheet.")
+    add("--sheet", type=OutputFile("sheet.png"), metavar="FILE.png", help="Write a contact sheet.")
 
 
 def _data(parser: argparse.ArgumentParser, arguments: list[str]) -> int:

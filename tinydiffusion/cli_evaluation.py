@@ -65,7 +65,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     _at_scale_arguments(parser)
     add(
-        "--out", type=OutputFile(".json", "tinydiffusion.eval/"), metavar="FILE.json",
+        "--out", type=OutputFile("report.json", "tinydiffusion.eval/"), metavar="FILE.json",
         help="Write the report; default: print only.",
     )  # fmt: skip
     add(
@@ -136,7 +136,7 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("states", nargs="+", type=Path, metavar="FILE", help="What --state kept, of all shards.")
     add(
-        "--out", type=OutputFile(".json", "tinydiffusion.eval/"), required=True,
+        "--out", type=OutputFile("report.json", "tinydiffusion.eval/"), required=True,
         metavar="FILE.json",
         help="Write the report.",
     )  # fmt: skip
@@ -159,7 +159,7 @@ def _statistics_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resize", type=int, metavar="N", help="Make the pictures squares of N pixels.")
     add("--batch-size", type=count, default=64, metavar="N", help="Default 64; alters no number.")
     add(
-        "--out", type=OutputFile(".npz"), required=True, metavar="FILE.npz",
+        "--out", type=OutputFile("statistics.npz"), required=True, metavar="FILE.npz",
         help="Write the statistics.",
     )  # fmt: skip
 
@@ -187,8 +187,8 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     add("b", type=Path, metavar="B.json", help="Another, of the same metrics and prompts.")
     add("--seed", type=int, default=0, help="Of the bootstrap; default 0.")
     add(
-        "--json", type=OutputFile(".json", "tinydiffusion.eval-comparison/"), metavar="FILE",
-        help="Write the comparison.",
+        "--json", type=OutputFile("comparison.json", "tinydiffusion.eval-comparison/"),
+        metavar="FILE", help="Write the comparison.",
     )  # fmt: skip
 
 
@@ -207,7 +207,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
         help="The run whose curves are shown; default: the one that the model lies in.",
     )  # fmt: skip
     add(
-        "--out", type=OutputFile(".html"), required=True, metavar="FILE.html",
+        "--out", type=OutputFile("report.html"), required=True, metavar="FILE.html",
         help="One file, no network.",
     )  # fmt: skip
 
@@ -236,7 +236,7 @@ def _evaluators(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 def _prompts_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "out", type=OutputFile(".jsonl"), metavar="FILE.jsonl",
+        "out", type=OutputFile("prompts.jsonl"), metavar="FILE.jsonl",
         help="Where to write them, in GenEval's format.",
     )  # fmt: skip
     add("--per-task", type=count, default=50, metavar="N", help="Of each of six; default 50.")

@@ -39,21 +39,27 @@ class OutputFile:
     """The type of an argument that names a file to write.
 
     Args:
-        suffix: What the name must end in, such as ".json"; empty allows any.
+        name: What the file is called where the argument is a folder; every name must end as it
+            does. Empty allows any name, and no folder.
         schema: Of JSON files: how the schema that the command writes begins.
         continued: Whether the command goes on from the file that is there, and so decides for
             itself what it accepts.
     """
 
-    def __init__(self, suffix: str = "", schema: str = "", *, continued: bool = False) -> None:
-        self.suffix, self.continued = suffix, continued
-        self.stamp = f'"schema": "{schema}'.encode() if schema else STAMPS.get(suffix)
+    def __init__(self, name: str = "", schema: str = "", *, continued: bool = False) -> None:
+        self.name, self.continued = name, continued
+        self.suffix = Path(name).suffix
+        self.stamp = f'"schema": "{schema}'.encode() if schema else STAMPS.get(self.suffix)
 
     def __call__(self, text: str) -> Path:
         """Read the argument; argparse calls this."""
         path = Path(text)
-        if self.suffix and path.suffix.lower() != self.suffix:
-            raise argparse.ArgumentTypeError(f"{text}: the name must end in {self.suffix}")
+        if self.name and _is_folder(path):
+            return path / self.name
+        if path.suffix.lower() != self.suffix and self.suffix:
+            raise argparse.ArgumentTypeError(
+                f"{text}: the name must end in {self.suffix}, or be that of a folder"
+            )
         return path
 
     def check(self, path: Path, *, overwrite: bool) -> None:
@@ -200,6 +206,13 @@ def folder_obstacle(path: Path) -> str | None:
     except OSError as error:
         return _reason(path, error)
     return None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as too long a name: what tries the path says so
+        return False
 
 
 def _is_there(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Proves that no command loses what it did not make, and that none works for a path it cannot write.
+"""Proves that no command loses what it did not make, nor works for a path it cannot write.
 
 The outputs are those of the command line's own parsers, so that a new flag has to be added here.
 """
@@ -26,8 +26,12 @@ CALLS = {
     ("sample", "out"): ["{model}", "a red circle", "--out", OUT],
     ("sample", "grid"): ["{model}", "a red circle", "--out", "{new}", "--grid", OUT],
     ("merge-samples", "folders"): [OUT],
-    ("evaluate", "out"): ["{pictures}", "--data", "{pictures}", "--metrics", "vendi", "--out", OUT],
-    ("evaluate", "state"): ["{pictures}", "--data", "{pictures}", "--metrics", "vendi", "--state", OUT],
+    ("evaluate", "out"): [
+        "{pictures}", "--data", "{pictures}", "--metrics", "vendi", "--out", OUT,
+    ],
+    ("evaluate", "state"): [
+        "{pictures}", "--data", "{pictures}", "--metrics", "vendi", "--state", OUT,
+    ],
     ("evaluate", "samples"): [
         "{model}", "--metrics", "vendi", "--data", "{pictures}", "--num-images", "2",
         "--samples", OUT,
@@ -125,15 +129,20 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_work(
 
 
 @pytest.mark.parametrize("key", FILES, ids="-".join)
-def test_a_folder_or_a_device_is_no_place_for_a_file(key, nowhere, tmp_path, mistake):
-    folder = tmp_path / f"folder{suffix(key)}"
-    folder.mkdir()
+def test_a_device_is_no_file(key, nowhere, tmp_path, mistake):
     pipe = tmp_path / f"pipe{suffix(key)}"
     os.mkfifo(pipe)
-    assert "is a folder; name a file" in mistake(*call(key, folder, nowhere))
     assert "is not a plain file" in mistake(*call(key, pipe, nowhere))
-    assert folder.is_dir()
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("key", FILES, ids="-".join)
+def test_in_a_folder_a_file_has_a_name_of_its_own(key, nowhere, tmp_path, mistake):
+    kind = actions()[key]
+    (tmp_path / kind.name).mkdir() if kind.name else (tmp_path / "state").mkdir()
+    out = tmp_path if kind.name else tmp_path / "state"
+    assert "is a folder; name a file" in mistake(*call(key, out, nowhere))
+    assert kind.name == "" or kind(str(tmp_path)) == tmp_path / kind.name
 
 
 @pytest.mark.parametrize("key", FOLDERS, ids="-".join)

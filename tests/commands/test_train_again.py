@@ -101,7 +101,8 @@ def test_what_does_not_touch_the_weights_may_change(copy, tiny, finished):
 def test_two_processes_do_not_train_in_one_folder(copy, tiny, capsys):
     (copy / "report.json").unlink()
     holder = "import sys, time; from pathlib import Path; from tinydiffusion.locks import "
-    holder += "FolderLock\nwith FolderLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    holder += "FolderLock\nwith FolderLock(Path(sys.argv[1])):\n"
+    holder += "    print('held', flush=True); time.sleep(60)"
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(copy)], stdout=subprocess.PIPE, text=True
     ) as process:

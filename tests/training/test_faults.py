@@ -18,9 +18,9 @@ from training_toys import FlippingPictures, assert_same_bits, learned, trainer
 
 from tinydiffusion.durable import write_synced
 from tinydiffusion.errors import DiskError, DiskFullError, NonFiniteError, WorkerError
+from tinydiffusion.locks import FolderLock
 from tinydiffusion.training import data_record
 from tinydiffusion.training.disk_wait import patiently
-from tinydiffusion.locks import FolderLock
 from tinydiffusion.training.memory import ADVICE, naming_memory
 
 
