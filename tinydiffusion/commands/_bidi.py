@@ -7,22 +7,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Protocol, TypeVar
 
 CLASSES = {"L": "L", "R": "R", "AL": "R", "AN": "R", "EN": "D"}
 """Bidirectional class -> left to right, right to left, or digit; all others are neutral, N."""
-
-
-class Directed(Protocol):
-    """What has a direction."""
-
-    @property
-    def rtl(self) -> bool:
-        """Whether it runs from right to left."""
-        ...
-
-
-Piece = TypeVar("Piece", bound=Directed)
 
 
 def is_rtl(text: str) -> bool:
@@ -50,13 +37,16 @@ def directions(characters: Sequence[str], rtl: bool) -> list[bool]:
     return [d == "R" for d in found.replace("N", whole)[1:-1]]
 
 
-def visual_order(pieces: Sequence[Piece], rtl: bool) -> list[Piece]:
-    """Order pieces of a line as they stand from left to right (rule L2).
+def visual_order(runs: Sequence[bool], rtl: bool) -> list[int]:
+    """Order the runs of a line as they stand from left to right (rule L2).
 
     Args:
-        pieces: In logical order.
+        runs: Whether each one runs from right to left, in logical order.
         rtl: Whether the whole text runs from right to left.
+
+    Returns:
+        Places in `runs`.
     """
-    groups = [list(group) for _, group in groupby(pieces, lambda piece: piece.rtl)]
-    groups = [group[::-1] if group[0].rtl else group for group in groups]
-    return [piece for group in (groups[::-1] if rtl else groups) for piece in group]
+    groups = [list(group) for _, group in groupby(range(len(runs)), lambda place: runs[place])]
+    groups = [group[::-1] if runs[group[0]] else group for group in groups]
+    return [place for group in (groups[::-1] if rtl else groups) for place in group]

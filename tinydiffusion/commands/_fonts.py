@@ -70,19 +70,19 @@ class Face:
             rtl: Whether the text runs from right to left.
         """
         if self._scale == 1:
-            self._write(line, (left, BASELINE), text, colour, rtl)
+            self._write(line, left, BASELINE, text, colour, rtl)
             return
         width, height = self.width(text, rtl), LINE_HEIGHT
         natural = (math.ceil(width / self._scale), math.ceil(height / self._scale))
         large = Image.new("RGB", natural, "white")
-        self._write(large, (0, BASELINE / self._scale), text, colour, rtl)
+        self._write(large, 0, round(BASELINE / self._scale), text, colour, rtl)
         line.paste(large.resize((width, height), Image.Resampling.LANCZOS), (left, 0))
 
     def _write(
-        self, image: Image.Image, place: tuple[float, float], text: str, colour: str, rtl: bool
+        self, image: Image.Image, left: int, baseline: int, text: str, colour: str, rtl: bool
     ) -> None:
         ImageDraw.Draw(image).text(
-            place, _fit(text), colour, self._font, anchor="ls", direction=_direction(rtl),
+            (left, baseline), _fit(text), colour, self._font, anchor="ls", direction=_direction(rtl),
             embedded_color=True,
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from tinydiffusion.commands._bidi import directions, is_rtl, visual_order
 from tinydiffusion.commands._fonts import INVISIBLE, LINE_HEIGHT, Face, face_for
 
 ELLIPSIS = "…"
+MAX_LENGTH = 1000  # characters of a text; no label shows as many
 JOINER = "\u200d"  # zero width joiner, of emoji and Indic letters
 VIRAMA = 9  # combining class of the sign that joins two Indic consonants
 SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")  # colours of the person before them
@@ -28,9 +29,10 @@ class Run(NamedTuple):
 
 
 def clean(text: str) -> str:
-    """Compose letters with their marks, make all white space one blank, drop control characters."""
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    return "".join(c for c in text if unicodedata.category(c) != "Cc")
+    """Put text on one line: letters and marks composed, no control characters, not endless."""
+    short = text if len(text) <= MAX_LENGTH else text[:MAX_LENGTH] + ELLIPSIS
+    line = " ".join(unicodedata.normalize("NFC", short).split())
+    return "".join(c for c in line if unicodedata.category(c) != "Cc")
 
 
 def can_draw(text: str) -> bool:
@@ -59,9 +61,8 @@ def wrap(text: str, width: int, max_lines: int) -> tuple[str, ...]:
         width: Of a line, in pixels.
         max_lines: The last one ends in an ellipsis where there is more text.
     """
-    shown = text[: width * max_lines]  # no line holds more characters than pixels
     rtl = is_rtl(text)
-    lines = list(islice(_lines(shown.split(), width, rtl), max_lines + 1))
+    lines = list(islice(_lines(text.split(), width, rtl), max_lines + 1))
     if len(lines) > max_lines:
         lines[max_lines - 1 :] = [_shorten(lines[max_lines - 1], width, rtl)]
     return tuple(lines)
@@ -77,7 +78,8 @@ def draw_line(text: str, width: int, colour: str, rtl: bool) -> Image.Image:
         rtl: Whether the line belongs to a text from right to left.
     """
     line = Image.new("RGB", (width, LINE_HEIGHT), "white")
-    runs = visual_order(_runs(text, rtl), rtl)
+    logical = _runs(text, rtl)
+    runs = [logical[place] for place in visual_order([run.rtl for run in logical], rtl)]
     widths = [run.face.width(run.text, run.rtl) for run in runs]
     left = width - sum(widths) if rtl else 0
     for run, run_width in zip(runs, widths, strict=True):
@@ -98,19 +100,14 @@ def _lines(words: Sequence[str], width: int, rtl: bool) -> Iterator[str]:
             continue
         if line:
             yield line
-        *full, line = _pieces(word, width, rtl)
-        yield from full
+        line = ""
+        for cluster in clusters(word):
+            if line and _width(line + cluster, rtl) > width:
+                yield line
+                line = ""
+            line += cluster
     if line:
         yield line
-
-
-def _pieces(word: str, width: int, rtl: bool) -> list[str]:
-    pieces = [""]
-    for cluster in clusters(word):
-        if pieces[-1] and _width(pieces[-1] + cluster, rtl) > width:
-            pieces.append("")
-        pieces[-1] += cluster
-    return pieces
 
 
 def _shorten(line: str, width: int, rtl: bool) -> str:
