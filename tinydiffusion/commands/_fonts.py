@@ -82,9 +82,14 @@ class Face:
         self, image: Image.Image, left: int, baseline: int, text: str, colour: str, rtl: bool
     ) -> None:
         ImageDraw.Draw(image).text(
-            (left, baseline), _fit(text), colour, self._font, anchor="ls", direction=_direction(rtl),
+            (left, baseline),
+            _fit(text),
+            colour,
+            self._font,
+            anchor="ls",
+            direction=_direction(rtl),
             embedded_color=True,
-        )  # fmt: skip
+        )
 
     @cached_property
     def _font(self) -> ImageFont.FreeTypeFont:
