@@ -57,6 +57,17 @@ def boxes(text: str) -> list[str]:
     return found
 
 
+@pytest.fixture
+def forgetting():
+    """Forgets which font draws what, before and after."""
+    caches = (face_for, _fonts.machine_faces, wrap)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
 # ---- fonts -----------------------------------------------------------------------------------
 
 
@@ -87,13 +98,26 @@ def test_no_text_at_all_has_a_box(text):
     assert not can_draw(text) or boxes(text) == []
 
 
-def test_latin_greek_and_cyrillic_ask_for_no_font_of_the_machine(monkeypatch):
+def test_latin_greek_and_cyrillic_ask_for_no_font_of_the_machine(monkeypatch, forgetting):
     def fail(family):
         raise AssertionError(f"asked for {family}")
 
     monkeypatch.setattr(_fonts, "machine_faces", fail)
-    face_for.cache_clear()
     assert all(can_draw(clean(SCRIPTS[script])) for script in BUNDLED_SCRIPTS)
+
+
+@pytest.fixture
+def fontconfig(tmp_path, monkeypatch, forgetting):
+    """Puts a shell script in the place of fontconfig, or nothing."""
+
+    def fontconfig(body: str | None) -> None:
+        if body is not None:
+            script = tmp_path / "fc-match"
+            script.write_text(f"#!/bin/sh\n{body}\n")
+            script.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path) if body is None else f"{tmp_path}:/bin")
+
+    return fontconfig
 
 
 FONTCONFIGS = {
@@ -106,50 +130,37 @@ FONTCONFIGS = {
 
 
 @pytest.mark.parametrize("kind", FONTCONFIGS)
-def test_without_a_usable_fontconfig_other_scripts_are_not_drawn(kind, tmp_path, monkeypatch):
-    if body := FONTCONFIGS[kind]:
-        script = tmp_path / "fc-match"
-        script.write_text(f"#!/bin/sh\n{body}\n")
-        script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if body else str(tmp_path))
+def test_without_a_usable_fontconfig_other_scripts_are_not_drawn(kind, fontconfig, monkeypatch):
     monkeypatch.setattr(_fonts, "SEARCH_SECONDS", 0.5)
-    forget()
+    fontconfig(FONTCONFIGS[kind])
     assert [script for script in SCRIPTS if can_draw(clean(SCRIPTS[script]))] == [*BUNDLED_SCRIPTS]
-    forget()
 
 
-def test_a_font_of_the_machine_is_found_by_its_characters(tmp_path, monkeypatch):
+def test_a_font_of_the_machine_is_found_by_its_characters(fontconfig):
     fonts = [("first", "41-5a"), (_fonts.BUNDLED_FILE, "61-7a 2603"), (_fonts.BUNDLED_FILE, "2603")]
     rows = "".join(rf"{file}\t0\t{charset}\n" for file, charset in fonts)
-    script = tmp_path / "fc-match"
-    script.write_text(f"#!/bin/sh\nprintf '{rows}'\n")
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    forget()
+    fontconfig(f"printf '{rows}'")
     face = face_for("\u2603")
     assert face is _fonts.machine_faces("sans-serif")[1]
     assert face_for("\u2604") is None
-    forget()
 
 
-def test_without_raqm_nothing_is_drawn_that_has_to_be_shaped(monkeypatch):
+def test_a_font_that_has_a_box_for_everything_is_none(tmp_path, fontconfig):
+    font = tmp_path / ".LastResort.otf"
+    font.write_bytes(_fonts.BUNDLED_FILE.read_bytes())
+    fontconfig(rf"printf '{font}\t0\t0-10ffff\n'")
+    assert face_for("\u2603") is None
+
+
+def test_without_raqm_nothing_is_drawn_that_has_to_be_shaped(monkeypatch, forgetting):
     """... and invisible characters, which Pillow then draws as boxes, are left out."""
     monkeypatch.setattr(_fonts, "shapes", lambda: False)
     monkeypatch.setattr(_fonts, "BUNDLED", Face(BUNDLED.file, 0, BUNDLED.charset))
-    forget()
     for script in ("arabic", "hebrew", "hindi", "thai"):
         assert not can_draw(SCRIPTS[script])
     for script in BUNDLED_SCRIPTS:
         assert can_draw(clean(SCRIPTS[script]))
     assert drawn(_fonts.BUNDLED, "x\u200by") == drawn(_fonts.BUNDLED, "xy")
-    forget()
-
-
-def forget() -> None:
-    """Forget which font draws what."""
-    face_for.cache_clear()
-    _fonts.machine_faces.cache_clear()
-    wrap.cache_clear()
 
 
 # ---- lines -----------------------------------------------------------------------------------

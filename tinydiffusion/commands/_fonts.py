@@ -29,6 +29,7 @@ INVISIBLE = re.compile(  # characters that fonts need no glyph for: Unicode's De
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+ONLY_BOXES = re.compile("last.?resort", re.IGNORECASE)  # fonts that have a box for everything
 EMOJI = re.compile("[\U0001f000-\U0001faff]|\ufe0f")
 
 
@@ -105,7 +106,7 @@ class Face:
 
     @cached_property
     def _bounds(self) -> list[int]:
-        """First character of every range and the one after its last, in turn."""
+        """List the first character of every range and the one after its last, in turn."""
         ranges = [part.split("-") for part in self.charset.split()]
         return [n for r in ranges for n in (int(r[0], 16), int(r[-1], 16) + 1)]
 
@@ -113,7 +114,10 @@ class Face:
         return bisect_right(self._bounds, ord(character)) % 2 == 1
 
     def _leaves_ink(self, cluster: str) -> bool:
-        """Fonts of vector colours, which Pillow does not draw, have glyphs without an outline."""
+        """Tell whether anything is seen.
+
+        Fonts of vector colours, which Pillow does not draw, have glyphs without an outline.
+        """
         line = Image.new("RGB", (self.width(cluster) + 2 * LINE_HEIGHT, LINE_HEIGHT), "white")
         self.draw(line, LINE_HEIGHT, cluster, "black")
         return line.convert("L").getextrema() != (255, 255)
@@ -137,7 +141,8 @@ def face_for(cluster: str) -> Face | None:
 def machine_faces(family: str) -> tuple[Face, ...]:
     """List the machine's fonts by fontconfig, those nearest to a family first.
 
-    There are none where fontconfig is not installed or does not answer in time.
+    Returns:
+        None of them where fontconfig is not installed or does not answer in time.
     """
     layout = "%{file}\t%{index}\t%{charset}\n"
     command = ["fc-match", "--sort", "--format", layout, family]
@@ -149,7 +154,11 @@ def machine_faces(family: str) -> tuple[Face, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     rows = [line.split("\t") for line in found.stdout.splitlines()]
-    return tuple(Face(row[0], int(row[1]), row[2]) for row in rows if len(row) == 3)
+    return tuple(
+        Face(row[0], int(row[1]), row[2])
+        for row in rows
+        if len(row) == 3 and not ONLY_BOXES.search(row[0])
+    )
 
 
 def shapes() -> bool:
@@ -165,7 +174,7 @@ def _needs_shaping(cluster: str) -> bool:
 
 
 def _fit(text: str) -> str:
-    """Without Raqm, Pillow draws invisible characters as boxes."""
+    """Take away the invisible characters where Pillow, without Raqm, draws them as boxes."""
     return text if shapes() else INVISIBLE.sub("", text)
 
 

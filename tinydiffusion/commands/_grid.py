@@ -51,12 +51,9 @@ def save_grid(
         label = f"#{numbers[prompt]}" if numbers[prompt] in listed else clean(prompt)
         tiles.append(_tile(_enlarge(to_pil(image)), label, None if seed is None else seed + i))
     sheet = _sheet(tiles, columns or grid_columns(len(tiles)))
-    png = io.BytesIO()
-    sheet.save(png, "PNG", pnginfo=_text_chunks(prompts, seed))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, png.getvalue())
+    _save_png(file, sheet, _text_chunks(prompts, seed))
     _save_list(list_file(file), file.name, listed)
-    if listed:
+    if listed:  # without the file's name, so that a run with many grids says it once
         warnings.warn(
             f"{len(listed)} of {len(numbers)} texts have letters that no font on this machine can "
             "draw: the grid numbers them, and a .txt beside it lists them",
@@ -116,6 +113,13 @@ def _text_chunks(prompts: Sequence[str], seed: int | None) -> PngImagePlugin.Png
     if seed is not None:
         chunks.add_text("seed", str(seed))
     return chunks
+
+
+def _save_png(file: Path, sheet: Image.Image, chunks: PngImagePlugin.PngInfo) -> None:
+    png = io.BytesIO()
+    sheet.save(png, "PNG", pnginfo=chunks)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(file, png.getvalue())
 
 
 def _save_list(file: Path, grid_name: str, listed: Mapping[int, str]) -> None:
