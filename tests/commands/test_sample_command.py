@@ -10,6 +10,9 @@ from PIL import Image
 
 from tinydiffusion.build import build_dataset
 from tinydiffusion.cli import main
+from tinydiffusion.commands._fonts import LINE_HEIGHT
+from tinydiffusion.commands._grid import GAP, save_grid
+from tinydiffusion.commands._pictures import read_picture
 
 PROMPTS = ["a red circle", "two blue squares", "a yellow star on a white background"]
 
@@ -162,20 +165,31 @@ def test_prompts_of_a_file(sample, tmp_path):
         ([PROMPTS[0], "--num-images", "3"], 3, 1),
         ([PROMPTS[0], "--num-images", "9"], 8, 2),
         ([*PROMPTS, "--num-images", "2"], 2, 3),
+        ([*PROMPTS[:2], "--num-images", "17"], 8, 5),
     ],
 )
 def test_a_grid_has_a_row_for_each_prompt(sample, tmp_path, arguments, columns, lines):
-    """... and holds the very pictures that are written."""
+    """... and holds the very pictures that are written, above prompt and seed."""
     file = tmp_path / "new" / "grid.png"
-    out = sample(*arguments, "--grid", str(file))
+    out = sample(*arguments, "--grid", str(file), "--seed", "3")
+    about = rows(out)
+    pictures = torch.stack([read_picture(out / row["file_name"]) for row in about])
+    texts = [row["text"] for row in about]
+    save_grid(tmp_path / "same.png", pictures, texts, seed=3, columns=columns)
+    assert file.read_bytes() == (tmp_path / "same.png").read_bytes()
     with Image.open(file) as grid:
-        assert grid.size == (columns * 18 + 2, lines * 18 + 2)
-        assert json.loads(grid.text["prompts"]) == [row["text"] for row in rows(out)]
-        for i, picture in enumerate(sorted(out.glob("*.png"))):
-            row, column = divmod(i, columns)
-            left, top = 2 + 18 * column, 2 + 18 * row
-            with Image.open(picture) as image:
-                assert grid.crop((left, top, left + 16, top + 16)).tobytes() == image.tobytes()
+        assert grid.width == columns * (96 + GAP) + GAP
+        assert grid.height > lines * (96 + 2 * LINE_HEIGHT)
+        assert json.loads(grid.text["prompts"]) == texts
+
+
+def test_a_grid_says_what_it_cannot_show(sample, tmp_path, capsys):
+    """... in one line, and lists it."""
+    file = tmp_path / "grid.png"
+    sample(PROMPTS[0], "a circle \ue000", "--num-images", "2", "--grid", str(file))
+    assert capsys.readouterr().err.count("1 of 2 texts have letters that no font") == 1
+    listed = (tmp_path / "grid.png.txt").read_text(encoding="utf-8").splitlines()
+    assert listed[1:] == ["#2 a circle \ue000"]
 
 
 def test_several_prompts_with_one_picture_each_fill_rows(sample, tmp_path):

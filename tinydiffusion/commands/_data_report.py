@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tinydiffusion.build import SURVEYED, build_text_encoder, spread
-from tinydiffusion.commands._pictures import save_labelled_grid
+from tinydiffusion.commands._grid import save_grid
 from tinydiffusion.datasets._captions import shown
 from tinydiffusion.datasets._packed import describe
 from tinydiffusion.datasets._scan import Sample, Scan
@@ -20,7 +20,6 @@ from tinydiffusion.durable import replace_file
 
 SCHEMA = "tinydiffusion.data/1"
 SHEET = 64  # pictures of the contact sheet
-SHEET_CAPTION = 100  # characters
 LISTED = 5  # groups that are printed; the JSON file has all
 CHUNK = 1000  # captions that are tokenized at once
 
@@ -134,8 +133,7 @@ def save_sheet(file: Path, scans: Scans) -> None:
     side = squares[0].shape[-1]  # two sets of a run may differ
     images = torch.cat([interpolate(square[None], (side, side)) for square in squares])
     texts = [_captions(scan.samples[index])[0] for scan, index in chosen]
-    short = [t if len(t) <= SHEET_CAPTION else f"{t[:SHEET_CAPTION]}…" for t in texts]
-    save_labelled_grid(file, images, short)
+    save_grid(file, images, texts)
 
 
 def _describe_sizes(samples: Sequence[Sample]) -> str:

@@ -8,13 +8,11 @@ import torch
 from torch import nn
 
 from tinydiffusion.build import captions_of
-from tinydiffusion.commands._pictures import save_grid
+from tinydiffusion.commands._grid import save_grid
 from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Batch, Dataset, Objective
 from tinydiffusion.training.data_order import generator_for
-
-GRID_COLUMNS = 8
 
 
 class SampleGrid:
@@ -41,7 +39,7 @@ class SampleGrid:
         except NonFiniteError as error:
             warnings.warn(f"no grid at picture {pictures_seen}: {error}", stacklevel=2)
             return {}
-        save_grid(file, images, self.prompts, GRID_COLUMNS, self.seed)
+        save_grid(file, images, self.prompts, seed=self.seed)
         return {"grid": str(file)}
 
 

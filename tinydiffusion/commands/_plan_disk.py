@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinydiffusion.commands._hooks import GRID_COLUMNS, SampleGrid
-from tinydiffusion.commands._pictures import GAP
+from tinydiffusion.commands._hooks import SampleGrid
 from tinydiffusion.commands._plan_quantity import Quantity, Section
 from tinydiffusion.commands._plan_time import Call, Timetable
 from tinydiffusion.config import to_dict
@@ -24,6 +23,8 @@ from tinydiffusion.training.trainer import Trainer
 TENSOR_HEADER = 75  # bytes of a safetensors header per tensor, beside its name
 STATE = 2000  # bytes of a checkpoint's counters and manifest
 LOG_ROW = 400  # bytes of metrics.jsonl
+PIXEL = 5  # bytes of a grid per pixel before it is enlarged, measured on noise
+LABEL = 3000  # bytes of a grid per label, measured on six lines of text
 TRIAL = 2**25  # bytes that are written to see how fast a disk is
 
 
@@ -87,10 +88,9 @@ def model_bytes(pipeline: TextToImage) -> int:
 
 
 def grid_bytes(image_shape: tuple[int, ...], num_prompts: int) -> int:
-    """A sample grid before it is compressed; a PNG is seldom larger."""
-    channels, height, width = image_shape
-    rows, columns = -(-num_prompts // GRID_COLUMNS), GRID_COLUMNS
-    return channels * (columns * (width + GAP) + GAP) * (rows * (height + GAP) + GAP)
+    """Estimate the most that a sample grid takes as a PNG."""
+    _, height, width = image_shape
+    return num_prompts * (height * width * PIXEL + LABEL)
 
 
 def existing(folder: Path) -> Path:

@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 
 from tinydiffusion.build import pick_device
-from tinydiffusion.commands._pictures import read_picture, save_grid
+from tinydiffusion.commands._grid import save_grid
+from tinydiffusion.commands._pictures import read_picture
 from tinydiffusion.commands._sample_folder import sample_file
 from tinydiffusion.commands._sampling import check_count, make_samples, model_sha256
 from tinydiffusion.commands._shards import WHOLE, Shard
@@ -18,6 +19,8 @@ from tinydiffusion.pipeline import TextToImage, check_prompts
 from tinydiffusion.processes import joined
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.precision import Precision
+
+ROW = 16  # pictures of one prompt that a row of the grid takes
 
 
 def sample(
@@ -74,7 +77,7 @@ def sample(
             overwrite=overwrite,
         )
         if grid is not None:
-            columns = num_images if len(prompts) > 1 < num_images else min(8, len(every))
+            columns = num_images if len(prompts) > 1 and 1 < num_images <= ROW else None
             processes.on_main(lambda: _grid(grid, out, every, columns, seed))
             console.print(f"grid in {grid}")
     return 0
@@ -87,6 +90,6 @@ def _check(prompts: Sequence[str], num_images: int, shard: Shard, grid: Path | N
         raise ConfigError("--grid shows all pictures: a --shard has some of them only")
 
 
-def _grid(file: Path, folder: Path, prompts: Sequence[str], columns: int, seed: int) -> None:
+def _grid(file: Path, folder: Path, prompts: Sequence[str], columns: int | None, seed: int) -> None:
     images = [read_picture(sample_file(folder, i)) for i in range(len(prompts))]
-    save_grid(file, torch.stack(images), prompts, columns, seed)
+    save_grid(file, torch.stack(images), prompts, seed=seed, columns=columns)

@@ -25,10 +25,10 @@ from tinydiffusion.build import (
 )
 from tinydiffusion.commands._checks import check_config, check_fits
 from tinydiffusion.commands._evaluation import evaluate_pipeline
+from tinydiffusion.commands._grid import save_grid
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
 from tinydiffusion.commands._identity import identity_of
 from tinydiffusion.commands._on_the_way import Evaluation
-from tinydiffusion.commands._pictures import save_labelled_grid
 from tinydiffusion.commands._plan import DEVICES, plan
 from tinydiffusion.commands._plan_table import print_plan
 from tinydiffusion.commands._rows import print_table, report_row, write_report
@@ -282,8 +282,9 @@ class _Run:
         return METRIC_FAILED if any("error" in row for row in rows) else 0
 
     def _save_grid(self, prompts: list[str]) -> None:
-        images = self.pipeline.generate(prompts, seed=self.config.seed)
-        save_labelled_grid(self.run_dir / "grid.png", images, prompts)
+        seed = self.config.seed
+        images = self.pipeline.generate(prompts, seed=seed)
+        save_grid(self.run_dir / "grid.png", images, prompts, seed=seed)
 
     def _trainer(self, fingerprints: dict[str, str]) -> Trainer:
         training, processes = self.config.training, self.processes
