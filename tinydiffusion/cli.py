@@ -131,7 +131,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     known, overrides = parser.parse_known_args(arguments)
-    settings = config.load(known.config, overrides)
+    settings, notes = config.load_noting(known.config, overrides)
     from tinydiffusion.commands.train import train
 
     run_dir = known.run_dir or Path("runs") / Path(known.config).stem
@@ -143,7 +143,30 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         dry_run=known.dry_run,
         devices=known.devices,
         json_file=known.json,
+        notes=notes,
     )
+
+
+# ---- export ----------------------------------------------------------------------------------
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", type=Path, metavar="RUN_OR_CHECKPOINT",
+        help="A run, whose newest checkpoint is taken, such as runs/quickstart; or the folder of "
+        "one checkpoint.",
+    )  # fmt: skip
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER",
+        help="The model folder to make; a model that is there is replaced, nothing else.",
+    )  # fmt: skip
+
+
+def _export(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known = parser.parse_args(arguments)
+    from tinydiffusion.commands.export import export
+
+    return export(known.source, known.folder)
 
 
 # ---- sample ----------------------------------------------------------------------------------
@@ -151,7 +174,7 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
 def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", type=Path, help="A model folder, such as runs/quickstart/model.")
+    add("model", type=Path, help="A model folder such as runs/quickstart/model, or a run.")
     add("prompt", nargs="*", help="One or more prompts.")
     add("--prompts", type=Path, metavar="FILE", help="Text, a prompt a line, or .jsonl.")
     add("--num-images", type=count, default=1, metavar="N", help="Pictures per prompt; default 1.")
@@ -333,6 +356,7 @@ def _train_epilog() -> str:
 
 COMMANDS: dict[str, Command] = {
     "train": ("Train a text-to-image model.", _train_arguments, _train),
+    "export": ("Make a model of a run's checkpoint.", _export_arguments, _export),
     "sample": ("Make pictures from prompts.", _sample_arguments, _sample),
     "merge-samples": (
         "Put the shards of sampled pictures together.",

@@ -1,0 +1,122 @@
+"""What a run finds in its folder: its own earlier work, another run's, or files of the user."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinydiffusion import config as config_file
+from tinydiffusion import strict_yaml
+from tinydiffusion.config import Config, ConfigError
+from tinydiffusion.durable import replace_file
+from tinydiffusion.model_folder.finding import MODEL
+from tinydiffusion.model_folder.layout import INDEX
+from tinydiffusion.training.checkpoint import CHECKPOINTS, CheckpointFolder, difference
+
+CONFIG = "config.yaml"
+WRITTEN = ".config.sha256"
+"""File of a run with the SHA-256 of the config.yaml that it wrote, by which an edit is noticed."""
+REPORT = "report.json"
+GRID = "grid.png"
+BEST, BEST_RECORD = "best", "best.json"
+SHOWN = 5  # changed settings that a message names
+
+
+def check_run_folder(run_dir: Path, config: Config) -> None:
+    """Check that a run may write into a folder, before anything is computed.
+
+    A folder with checkpoints is that of a run that goes on, and is checked when it is resumed.
+
+    Raises:
+        ConfigError: no folder can be made; or without any checkpoint there are results that would
+            be trained anew, or a config.yaml that no run wrote.
+    """
+    _check_can_be_made(run_dir)
+    if has_checkpoints(run_dir):
+        return
+    if results := _results(run_dir):
+        raise ConfigError(
+            f"{run_dir} holds {' and '.join(results)} of a run whose checkpoints are gone, which "
+            "would be trained anew and replaced; take another --run-dir, or delete the folder"
+        )
+    if (changes := edits(run_dir, config)) is not None:
+        file = run_dir / CONFIG
+        told = f" ({'; '.join(changes)})" if changes else ""
+        raise ConfigError(
+            f"{file} was not written by a run and would be replaced{told}; move it out of there, "
+            f"or take another --run-dir. To train by it: --config {file} --run-dir another"
+        )
+
+
+def has_checkpoints(run_dir: Path) -> bool:
+    """Tell whether a run got as far as its first checkpoint in this folder."""
+    return bool(CheckpointFolder(run_dir / CHECKPOINTS).list())
+
+
+def missing_results(run_dir: Path) -> list[str]:
+    """List what a finished run leaves in its folder and is not there (any more)."""
+    files = {MODEL: run_dir / MODEL / INDEX, GRID: run_dir / GRID, REPORT: run_dir / REPORT}
+    return [name for name, file in files.items() if not file.is_file()]
+
+
+def edits(run_dir: Path, config: Config) -> Sequence[str] | None:
+    """Compare the config.yaml of a folder with what a run wrote there.
+
+    Args:
+        run_dir: Folder of the run.
+        config: What this run would write.
+
+    Returns:
+        None where there is no such file, or the last run wrote it, or this one would write the
+        same. Else the settings that differ, in words; none where only the text does.
+    """
+    file, record = run_dir / CONFIG, run_dir / WRITTEN
+    if not file.is_file():
+        return None
+    data = file.read_bytes()
+    recorded = record.read_text() if record.is_file() else None
+    if data == _yaml(config) or hashlib.sha256(data).hexdigest() == recorded:
+        return None
+    try:
+        there = config_file.to_dict(config_file.load(file))
+    except ConfigError as error:
+        return [str(error)]
+    changes = difference(there, config_file.to_dict(config))
+    lines = [f"{key}: {words}" for key, words in changes.items()]
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]
+
+
+def save_config(run_dir: Path, config: Config) -> None:
+    """Write config.yaml and, beside it, by what an edit of it is noticed."""
+    data = _yaml(config)
+    replace_file(run_dir / CONFIG, data)
+    replace_file(run_dir / WRITTEN, hashlib.sha256(data).hexdigest().encode())
+
+
+def _yaml(config: Config) -> bytes:
+    return strict_yaml.write(config_file.to_dict(config)).encode()
+
+
+def _results(run_dir: Path) -> list[str]:
+    """List what would be lost if a run began anew here."""
+    names = [name for name in (MODEL, GRID, REPORT) if name not in missing_results(run_dir)]
+    return names + [BEST] * ((run_dir / BEST / INDEX).is_file() and _has_learned(run_dir))
+
+
+def _has_learned(run_dir: Path) -> bool:
+    """Tell whether the best model was kept after the start: a run killed early may begin again."""
+    try:
+        return json.loads((run_dir / BEST_RECORD).read_bytes())["pictures_seen"] > 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return True  # not for us to judge
+
+
+def _check_can_be_made(run_dir: Path) -> None:
+    """Raise ConfigError where no folder can be made; the disk itself is tried out later."""
+    try:
+        for place in (run_dir, *run_dir.parents):
+            if place.exists() and not place.is_dir():
+                raise ConfigError(f"--run-dir {run_dir}: {place} is a file")
+    except OSError as error:
+        raise ConfigError(f"--run-dir {str(run_dir)[:80]}...: {error.strerror}") from error
