@@ -29,11 +29,11 @@ def commands(folder, tiny, out):
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "train"])
-def test_a_run_is_opened_as_its_model(finished, tiny, tmp_path, command):
-    said = f"{finished} is a run: its model {finished / 'model'} is used"
-    with pytest.warns(UserWarning) as warnings:
-        assert main(commands(finished, tiny, tmp_path / "out")[command]) == 0
-    assert [str(each.message) for each in warnings if each.category is UserWarning].count(said) == 1
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_a_run_is_opened_as_its_model_and_that_is_said(finished, tiny, tmp_path, capsys, command):
+    assert main(commands(finished, tiny, tmp_path / "out")[command]) == 0
+    said = f"warning: {finished} is a run: its model {finished / 'model'} is used"
+    assert capsys.readouterr().err.splitlines().count(said) == 1
 
 
 def test_a_run_is_opened_as_its_model_in_python(finished):

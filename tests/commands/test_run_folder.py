@@ -78,7 +78,7 @@ def begun(folder):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("seed: 7\n", "seed: 7 -> 0"),
+        ("seed: 7\n", "dataset.num_scenes: '(absent)' -> 32"),
         ("nonsense: [\n", "config.yaml"),
         ("# notes of mine\n", "was not written by a run"),
     ],

@@ -101,9 +101,8 @@ def test_the_run_and_the_dry_run_say_it(tiny, tmp_path, capsys, flags):
 
 def test_a_run_that_its_time_ends_in_the_warm_up_says_it(tiny, tmp_path, capsys):
     flags = ["--training.num_pictures", "1000000", "--training.warmup_pictures", "500000"]
-    flags += ["--training.max_minutes", "0.01", "--evaluation.metrics", "[]"]
+    flags += ["--training.max_minutes", "0.05", "--evaluation.metrics", "[]"]
     command = ["train", "--config", tiny, "--run-dir", str(tmp_path / "run"), *flags]
-    assert main(command) == 0
-    assert "warning: the warm-up of 500000 pictures is longer" in capsys.readouterr().err
-    assert main([*command, "--dry-run"]) == 0
-    assert "warning: the warm-up of 500000 pictures is longer" in capsys.readouterr().err
+    for more in (["--dry-run"], []):
+        assert main([*command, *more]) == 0
+        assert "warning: the warm-up of 500000 pictures is longer" in capsys.readouterr().err

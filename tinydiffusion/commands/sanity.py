@@ -40,7 +40,7 @@ from tinydiffusion.training.trainer import Trainer
 NUM_PICTURES = 16
 BATCH_SIZE = 32
 FIRST, EACH_MORE = 6_400, 1_280
-"""Pictures seen where one is learned, and for each more; again for each not denoised, see `_fit`."""
+"""Pictures seen to learn one, and for each more; again for each not denoised, see `_fit`."""
 MAX_ERROR = 0.08
 """Of the sample of the only picture: root mean square, pictures in [0, 1]."""
 MIN_SHARE = 0.9
