@@ -269,7 +269,12 @@ def _drop_prompts(values: dict[str, Any], flags: dict[str, Any], file: str) -> l
 
 def save(config: Config, file: Path) -> None:
     """Write the config as YAML; a reader sees the whole file or the one before."""
-    replace_file(file, strict_yaml.write(to_dict(config)).encode())
+    replace_file(file, to_yaml(config))
+
+
+def to_yaml(config: Config) -> bytes:
+    """Write the config as the text of a YAML file, every default included."""
+    return strict_yaml.write(to_dict(config)).encode()
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinydiffusion import config as config_file
-from tinydiffusion import strict_yaml
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.durable import replace_file
 from tinydiffusion.model_folder.finding import MODEL
@@ -71,11 +70,9 @@ def edits(run_dir: Path, config: Config) -> Sequence[str] | None:
         same. Else the settings that differ, in words; none where only the text does.
     """
     file, record = run_dir / CONFIG, run_dir / WRITTEN
-    if not file.is_file():
+    if not file.is_file() or file.read_bytes() == config_file.to_yaml(config):
         return None
-    data = file.read_bytes()
-    recorded = record.read_text() if record.is_file() else None
-    if data == _yaml(config) or hashlib.sha256(data).hexdigest() == recorded:
+    if record.is_file() and record.read_text() == _sha256(file):
         return None
     try:
         there = config_file.to_dict(config_file.load(file))
@@ -89,13 +86,12 @@ def edits(run_dir: Path, config: Config) -> Sequence[str] | None:
 
 def save_config(run_dir: Path, config: Config) -> None:
     """Write config.yaml and, beside it, by what an edit of it is noticed."""
-    data = _yaml(config)
-    replace_file(run_dir / CONFIG, data)
-    replace_file(run_dir / WRITTEN, hashlib.sha256(data).hexdigest().encode())
+    config_file.save(config, run_dir / CONFIG)
+    replace_file(run_dir / WRITTEN, _sha256(run_dir / CONFIG).encode())
 
 
-def _yaml(config: Config) -> bytes:
-    return strict_yaml.write(config_file.to_dict(config)).encode()
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _results(run_dir: Path) -> list[str]:
