@@ -13,7 +13,6 @@ from tinydiffusion import registry
 from tinydiffusion.build import takes_teacher
 from tinydiffusion.config import (
     PLUGIN_SECTIONS,
-    SAME_PICTURES,
     Config,
     ConfigError,
     DiffusionConfig,
@@ -28,6 +27,7 @@ from tinydiffusion.config import (
     save,
     to_dict,
 )
+from tinydiffusion.config_pictures import SAME_PICTURES
 
 ROOT = Path(__file__).parents[1]
 TYPED = {

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinydiffusion import registry, strict_yaml
+from tinydiffusion.config_pictures import drop_prompts, pictures_of
 from tinydiffusion.durable import replace_file
 from tinydiffusion.registry import shown, type_name
 
@@ -118,7 +119,7 @@ class SamplingConfig:
     every: int = 20_000
     """Pictures between two sample grids and validation losses."""
     prompts: tuple[str, ...] = ()
-    """Fixed prompts of the grids; none = captions of the validation set."""
+    """Fixed prompts of the grids; none = captions of the training and the validation set."""
     num_prompts: int = 32
     """How many captions to take where there are no prompts."""
 
@@ -167,10 +168,6 @@ class Config:
     """Of everything random."""
 
 
-SAME_PICTURES = (
-    "size", "crop", "fit", "flip", "limit", "max_value", "window", "cache_gb", "workers",
-)  # fmt: skip
-"""Options of data sets that alter how their pictures are read, but not which there are."""
 PLUGIN_SECTIONS = ("dataset", "text_encoder", "network", "objective")
 KEYS = [
     key
@@ -226,7 +223,7 @@ def load_noting(
         The config, and what the user has to know of it, in lines.
     """
     values = to_dict(Config()) | ({} if file is None else _read_file(Path(file)))
-    pictures = _pictures_of(values)
+    pictures = pictures_of(values)
     flags = read_flags(overrides)
     for key in flags:
         section, _, option = key.partition(".")
@@ -235,36 +232,8 @@ def load_noting(
             values[section] = {}  # another plug-in has other options
     for key, value in flags.items():
         _put(values, key, value)
-    notes = [] if _pictures_of(values) == pictures else _drop_prompts(values, flags, str(file))
+    notes = [] if pictures_of(values) == pictures else drop_prompts(values, flags, str(file))
     return from_dict(values), notes
-
-
-def _pictures_of(values: dict[str, Any]) -> Any:
-    """What of the `dataset` section decides which pictures and captions there are."""
-    section = values.get("dataset")
-    if not isinstance(section, dict):
-        return section
-    return {key: value for key, value in section.items() if key not in SAME_PICTURES}
-
-
-def _drop_prompts(values: dict[str, Any], flags: dict[str, Any], file: str) -> list[str]:
-    """Empty the prompts that a file has for other pictures than the flags name."""
-    notes = []
-    sampling, validation = values.get("sampling"), values.get("validation")
-    given = any(key in flags for key in ("sampling", "sampling.prompts"))
-    if isinstance(sampling, dict) and sampling.get("prompts") and not given:
-        values["sampling"] = {**sampling, "prompts": []}
-        notes.append(
-            f"sampling.prompts of {file} are for its own data set and left out; the grids show "
-            "captions of yours (--sampling.prompts names others)"
-        )
-    given = any(key.partition(".")[0] == "validation" for key in flags)
-    if isinstance(validation, dict) and {"name", "path"} & validation.keys() and not given:
-        notes.append(
-            f"the validation set is still that of {file}, beside another training set: name yours "
-            "with --validation.path, or have none with --validation null"
-        )
-    return notes
 
 
 def save(config: Config, file: Path) -> None:

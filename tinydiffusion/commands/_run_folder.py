@@ -4,17 +4,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tinydiffusion import config as config_file
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.durable import replace_file
 from tinydiffusion.model_folder.finding import MODEL
 from tinydiffusion.model_folder.layout import INDEX
+from tinydiffusion.protocols import TextEncoder
 from tinydiffusion.training.checkpoint import CHECKPOINTS, CheckpointFolder, difference
 
 CONFIG = "config.yaml"
 WRITTEN = ".config.sha256"
 """File of a run with the SHA-256 of the config.yaml that it wrote, by which an edit is noticed."""
+VOCABULARY = "text_encoder.json"
+"""File of a run that rebuilds its text encoder: other captions would give another vocabulary."""
 REPORT = "report.json"
 GRID = "grid.png"
 BEST, BEST_RECORD = "best", "best.json"
@@ -84,10 +88,34 @@ def edits(run_dir: Path, config: Config) -> Sequence[str] | None:
     return [*lines[:SHOWN], *more]
 
 
-def save_config(run_dir: Path, config: Config) -> None:
-    """Write config.yaml and, beside it, by what an edit of it is noticed."""
+def save_config(run_dir: Path, config: Config) -> str | None:
+    """Write config.yaml and, beside it, by what an edit of it is noticed.
+
+    Returns:
+        What an edit of the file that is replaced had changed, in words; None where there was none.
+    """
+    changes = edits(run_dir, config)
     config_file.save(config, run_dir / CONFIG)
     replace_file(run_dir / WRITTEN, _sha256(run_dir / CONFIG).encode())
+    if changes is None:
+        return None
+    told = "; ".join(changes) or "no setting differs"
+    return f"{run_dir / CONFIG} was edited and is replaced: {told}"
+
+
+def save_vocabulary(run_dir: Path, text_encoder: TextEncoder) -> None:
+    """Write how to rebuild a text encoder that learned its vocabulary; of a frozen one, nothing."""
+    if not text_encoder.frozen:
+        vocabulary = json.dumps(text_encoder.config())
+        replace_file(run_dir / VOCABULARY, vocabulary.encode())
+
+
+def earlier_vocabulary(run_dir: Path) -> dict[str, Any] | None:
+    """Read the text encoder's config of the run that is there, if one has got so far."""
+    file = run_dir / VOCABULARY
+    if not (file.exists() and has_checkpoints(run_dir)):
+        return None
+    return json.loads(file.read_bytes())
 
 
 def _sha256(file: Path) -> str:

@@ -1,6 +1,5 @@
 """`tinydiffusion train`: data in, model folder and report out."""
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from tinydiffusion.build import (
     pick_device,
     survey,
 )
+from tinydiffusion.commands import _run_folder
 from tinydiffusion.commands._checks import check_config, check_fits
 from tinydiffusion.commands._evaluation import evaluate_pipeline
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss, grid_prompts
@@ -32,20 +32,12 @@ from tinydiffusion.commands._pictures import save_labelled_grid
 from tinydiffusion.commands._plan import DEVICES, plan
 from tinydiffusion.commands._plan_table import print_plan
 from tinydiffusion.commands._rows import print_table, report_row, write_report
-from tinydiffusion.commands._run_folder import (
-    GRID,
-    REPORT,
-    check_run_folder,
-    edits,
-    has_checkpoints,
-    missing_results,
-    save_config,
-)
+from tinydiffusion.commands._run_folder import GRID, REPORT, check_run_folder
 from tinydiffusion.commands._start import starting_model
 from tinydiffusion.commands._without_effect import warm_up_remark, without_effect
 from tinydiffusion.commands.export import about_model
 from tinydiffusion.config import Config, ConfigError
-from tinydiffusion.durable import naming_disk_errors, replace_file
+from tinydiffusion.durable import naming_disk_errors
 from tinydiffusion.model_folder.finding import MODEL
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes, joined, naming_lost_processes
@@ -63,8 +55,6 @@ from tinydiffusion.training.trainer import Trainer, TrainResult
 
 METRIC_FAILED = 1
 EXIT_CODES = {None: 0, "SIGINT": 130, "SIGTERM": 143}
-VOCABULARY = "text_encoder.json"
-"""File of a run that rebuilds its text encoder: other captions would give another vocabulary."""
 FIXED = ("network", "text_encoder")
 """Sections that no resumed run may change: the weights would not fit."""
 
@@ -117,7 +107,7 @@ class _Run:
         _check_same_data(processes, fingerprints)
         # Where one process cannot compile, none does: all must learn the same.
         self.compilation = min(processes.gather(self.compilation))
-        vocabulary = processes.on_main(lambda: _earlier_vocabulary(run_dir))
+        vocabulary = processes.on_main(lambda: _run_folder.earlier_vocabulary(run_dir))
         with processes.together(), naming_memory(self.device):
             self._build(vocabulary)
         self.trainer = self._trainer(fingerprints)
@@ -172,9 +162,8 @@ class _Run:
     def go(self, started: float, resume: Path | None, allow_change: Sequence[str]) -> int:
         """The exit code, after training from where the run stands, measuring and reporting."""
         trainer = self.trainer
-        begun, missing = self.processes.on_main(
-            lambda: (has_checkpoints(self.run_dir), missing_results(self.run_dir))
-        )
+        begun = self.processes.on_main(lambda: _run_folder.has_checkpoints(self.run_dir))
+        missing = self.processes.on_main(lambda: _run_folder.missing_results(self.run_dir))
         if resume is not None or begun:
             for change in trainer.resume(resume, allow_change):
                 console.print(f"changed: {change}")
@@ -223,13 +212,9 @@ class _Run:
 
     def _begin(self) -> None:
         (self.run_dir / REPORT).unlink(missing_ok=True)  # of a shorter run
-        if (changes := edits(self.run_dir, self.config)) is not None:
-            told = "; ".join(changes) or "no setting differs"
-            console.print(f"{self.run_dir / 'config.yaml'} was edited and is replaced: {told}")
-        save_config(self.run_dir, self.config)
-        if not self.objective.text_encoder.frozen:
-            vocabulary = json.dumps(self.objective.text_encoder.config())
-            replace_file(self.run_dir / VOCABULARY, vocabulary.encode())
+        if (edited := _run_folder.save_config(self.run_dir, self.config)) is not None:
+            console.print(edited)
+        _run_folder.save_vocabulary(self.run_dir, self.objective.text_encoder)
 
     def describe(self, notes: Sequence[str] = ()) -> None:
         """Print the settings, the data, the size of the model, and what has no effect."""
@@ -401,14 +386,6 @@ def _check_same_data(processes: Processes, fingerprints: dict[str, str]) -> None
             f"process {other[0]} has other pictures than process 0: every machine needs the same "
             "data set (`tinydiffusion data` on both shows what differs)"
         )
-
-
-def _earlier_vocabulary(run_dir: Path) -> dict[str, Any] | None:
-    """The text encoder's config of the run that is there, if one has got so far."""
-    file = run_dir / VOCABULARY
-    if not (file.exists() and has_checkpoints(run_dir)):
-        return None
-    return json.loads(file.read_bytes())
 
 
 def _size(dataset: Dataset) -> str:
