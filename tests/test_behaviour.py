@@ -161,14 +161,14 @@ VERDICT = re.compile(r"(PASS|FAIL)  .*: (?:error|share) ([\d.]+), at (?:most|lea
 def climb(tmp_path, monkeypatch, capsys):
     """The sanity ladder on one and on two pictures; its exit code and its three numbers.
 
-    Trained for so many steps of 4 pictures each.
+    Trained on one for so many steps of 4 pictures each, and on two for so many.
     """
     monkeypatch.setattr(ladder, "NUM_PICTURES", 2)
     monkeypatch.setattr(ladder, "BATCH_SIZE", 4)
 
-    def climb(steps: dict[int, int], *flags: str) -> tuple[int, list[float]]:
-        pictures_seen = {number: 4 * count for number, count in steps.items()}
-        monkeypatch.setattr(ladder, "TRAINED_ON", pictures_seen)
+    def climb(one: int, two: int, *flags: str) -> tuple[int, list[float]]:
+        monkeypatch.setattr(ladder, "FIRST", 4 * one)
+        monkeypatch.setattr(ladder, "EACH_MORE", 4 * (two - one))
         config = tmp_path / "config.yaml"
         config.write_text(yaml.safe_dump(OBEYS))
         code = main(["sanity", "--config", str(config), *flags])
@@ -180,14 +180,14 @@ def climb(tmp_path, monkeypatch, capsys):
 
 
 def test_a_picture_is_learned_by_heart_and_swapped_captions_swap_pictures(climb):
-    code, (error, own, swapped) = climb({1: 400, 2: 200})
+    code, (error, own, swapped) = climb(400, 200)
     assert error < ladder.MAX_ERROR
     assert (own, swapped) == (1.0, 1.0)
     assert code == 0
 
 
 def test_a_model_that_cannot_read_fails_the_ladder(climb):
-    code, (error, own, swapped) = climb({1: 2, 2: 200}, "--objective.caption_dropout_prob", "1.0")
+    code, (error, own, swapped) = climb(2, 200, "--objective.caption_dropout_prob", "1.0")
     assert error > 0.1  # two steps teach nothing
     assert min(own, swapped) < 1  # the noise alone decides
     assert code == 1
@@ -201,5 +201,5 @@ def test_where_few_pictures_are_denoised_the_ladder_shows_more(climb, monkeypatc
         return trainer(learner, batches, **options)
 
     monkeypatch.setattr(ladder, "Trainer", asked_for)
-    climb({1: 2, 2: 3}, "--objective.denoise_every", "4")
+    climb(2, 3, "--objective.denoise_every", "4")
     assert asked == [(16, 32), (16, 48)]

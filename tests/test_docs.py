@@ -92,7 +92,8 @@ def newcomer(tmp_path, monkeypatch):
             (tmp_path / part.name).symlink_to(part)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sanity, "TRAINED_ON", dict.fromkeys(sanity.TRAINED_ON, 32))
+    monkeypatch.setattr(sanity, "FIRST", 32)
+    monkeypatch.setattr(sanity, "EACH_MORE", 0)
     monkeypatch.setattr(build, "SURVEYED", 200)
     return tmp_path
 

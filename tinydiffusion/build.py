@@ -126,14 +126,22 @@ def survey(dataset: Dataset) -> tuple[list[str], dict[str, str]]:
     named = isinstance(dataset, Fingerprinted)
     captions: list[str] = []
     surveyed: dict[str, str] = {}
-    near = isinstance(dataset, Streaming)
-    for i in in_runs(len(dataset), SURVEYED) if near else spread(len(dataset), SURVEYED):
+    for i in surveyed_places(dataset):
         example = dataset[i]
         if example["id"] in surveyed:
             raise ValueError(f"two examples of the data set have the id {example['id']!r}")
         captions += captions_of(example)
         surveyed[example["id"]] = "" if named else fingerprint(example)
     return captions, dict(dataset.fingerprints()) if named else surveyed
+
+
+def surveyed_places(dataset: Dataset) -> list[int]:
+    """Choose at most SURVEYED places of a data set, ascending and always the same.
+
+    Spread over the set, or in runs of neighbours where only those are read fast.
+    """
+    choose = in_runs if isinstance(dataset, Streaming) else spread
+    return choose(len(dataset), SURVEYED)
 
 
 def fingerprint(example: Example) -> str:

@@ -163,7 +163,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     known, overrides = parsed_with_settings(parser, arguments)
-    settings = config.load(known.config, overrides)
+    settings, notes = config.load_noting(known.config, overrides)
     run_dir = known.run_dir or Path("runs") / Path(known.config).stem
     check_folder(run_dir)
     from tinydiffusion.commands.train import train
@@ -177,7 +177,30 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         devices=known.devices,
         json_file=known.json,
         overwrite=known.overwrite,
+        notes=notes,
     )
+
+
+# ---- export ----------------------------------------------------------------------------------
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", type=Path, metavar="RUN_OR_CHECKPOINT",
+        help="A run, whose newest checkpoint is taken, such as runs/quickstart; or the folder of "
+        "one checkpoint.",
+    )  # fmt: skip
+    parser.add_argument(
+        "folder", type=OutputFolder(), metavar="FOLDER",
+        help="The model folder to make; with --overwrite a model that is there is replaced.",
+    )  # fmt: skip
+
+
+def _export(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    known = parsed(parser, arguments)
+    from tinydiffusion.commands.export import export
+
+    return export(known.source, known.folder, overwrite=known.overwrite)
 
 
 # ---- sample ----------------------------------------------------------------------------------
@@ -185,7 +208,7 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
 def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", type=Path, help="A model folder, such as runs/quickstart/model.")
+    add("model", type=Path, help="A model folder such as runs/quickstart/model, or a run.")
     add("prompt", nargs="*", help="One or more prompts.")
     add("--prompts", type=Path, metavar="FILE", help="Text, a prompt a line, or .jsonl.")
     add("--num-images", type=count, default=1, metavar="N", help="Pictures per prompt; default 1.")
@@ -377,6 +400,7 @@ def _train_epilog() -> str:
 
 COMMANDS: dict[str, Command] = {
     "train": ("Train a text-to-image model.", _train_arguments, _train),
+    "export": ("Make a model of a run's checkpoint.", _export_arguments, _export),
     "sample": ("Make pictures from prompts.", _sample_arguments, _sample),
     "merge-samples": (
         "Put the shards of sampled pictures together.",

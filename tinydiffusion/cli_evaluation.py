@@ -26,7 +26,7 @@ JUDGE = "scene_accuracy"
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     metrics = ", ".join(registry.names("evaluator"))
-    add("target", type=Path, help="A model folder, or any folder of pictures.")
+    add("target", type=Path, help="A model folder, a run, or any folder of pictures.")
     add(
         "--metrics", nargs="+", required=True, metavar="NAME",
         help=f"Of {metrics}, or MODULE:ATTRIBUTE; options as --NAME.OPTION VALUE.",

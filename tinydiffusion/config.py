@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinydiffusion import registry, strict_yaml
+from tinydiffusion.config_pictures import drop_prompts, pictures_of
 from tinydiffusion.durable import replace_file
 from tinydiffusion.registry import shown, type_name
 
@@ -118,7 +119,7 @@ class SamplingConfig:
     every: int = 20_000
     """Pictures between two sample grids and validation losses."""
     prompts: tuple[str, ...] = ()
-    """Fixed prompts of the grids; none = captions of the validation set."""
+    """Fixed prompts of the grids; none = captions of the training and the validation set."""
     num_prompts: int = 32
     """How many captions to take where there are no prompts."""
 
@@ -207,7 +208,22 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         ConfigError: a missing file, YAML that cannot be read, an unknown key or a wrong type; one
             line that names the key, the value received and what is allowed.
     """
+    return load_noting(file, overrides)[0]
+
+
+def load_noting(
+    file: str | Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[Config, list[str]]:
+    """Read a config as `load` does, and note what of the file was meant for other pictures.
+
+    Prompts of the file do not outlive its data set: where the overrides name another one and no
+    prompts, `sampling.prompts` is empty.
+
+    Returns:
+        The config, and what the user has to know of it, in lines.
+    """
     values = to_dict(Config()) | ({} if file is None else _read_file(Path(file)))
+    pictures = pictures_of(values)
     flags = read_flags(overrides)
     for key in flags:
         section, _, option = key.partition(".")
@@ -216,12 +232,18 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
             values[section] = {}  # another plug-in has other options
     for key, value in flags.items():
         _put(values, key, value)
-    return from_dict(values)
+    notes = [] if pictures_of(values) == pictures else drop_prompts(values, flags, str(file))
+    return from_dict(values), notes
 
 
 def save(config: Config, file: Path) -> None:
     """Write the config as YAML; a reader sees the whole file or the one before."""
-    replace_file(file, strict_yaml.write(to_dict(config)).encode())
+    replace_file(file, to_yaml(config))
+
+
+def to_yaml(config: Config) -> bytes:
+    """Write the config as the text of a YAML file, every default included."""
+    return strict_yaml.write(to_dict(config)).encode()
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, Any]:

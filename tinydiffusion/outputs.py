@@ -30,7 +30,6 @@ MADE = {
     "train": "a training run",
     "sample": "samples",
     "pack": "packed shards",
-    "export": "an exported model",
 }
 """Command -> what a folder that it made holds."""
 

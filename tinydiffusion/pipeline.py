@@ -18,6 +18,7 @@ from tinydiffusion.diffusion.guidance import check_guidance_interval
 from tinydiffusion.diffusion.int8 import int8_convolutions
 from tinydiffusion.diffusion.noise import picture_generators, randn
 from tinydiffusion.errors import NonFiniteError
+from tinydiffusion.model_folder.finding import find_model
 from tinydiffusion.model_folder.layout import INDEX, Model
 from tinydiffusion.model_folder.opening import open_model, reading
 from tinydiffusion.model_folder.saving import save_model
@@ -160,7 +161,8 @@ class TextToImage:
         """The model in a folder that `save_pretrained` wrote; safe whoever wrote it.
 
         Args:
-            folder: The model folder.
+            folder: The model folder, or the folder of a run, whose model is meant; see
+                `model_folder/finding.py`.
             device: Where the weights go.
             precision: See the class.
             trust_plugins: Import plug-ins that the folder names as `module:attribute`.
@@ -170,9 +172,10 @@ class TextToImage:
             ValueError: precision "int8" on a device without.
         """
         uses_int8(precision, torch.device(device))  # raises here, where the folder is not blamed
-        model = open_model(Path(folder), trust_plugins=trust_plugins)
+        folder = find_model(Path(folder))
+        model = open_model(folder, trust_plugins=trust_plugins)
         network, text_encoder = model.network.to(device), model.text_encoder.to(device)
-        with reading(Path(folder), INDEX):  # the noise levels may be impossible
+        with reading(folder, INDEX):  # the noise levels may be impossible
             return cls(network, text_encoder, model.config, model.image_shape, precision=precision)
 
     # ---- inside ------------------------------------------------------------------------------

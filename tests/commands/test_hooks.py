@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tinydiffusion.build import build_dataset
-from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
+from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss, grid_prompts
+from tinydiffusion.commands._sources import evaluation_prompts
+from tinydiffusion.config import SamplingConfig
 from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.pipeline import TextToImage
 
@@ -71,3 +73,39 @@ def test_a_grid_that_is_not_finite_is_told_and_costs_nothing_else(model, tmp_pat
     grid = SampleGrid(pipeline, ["a"], every=10, seed=0)
     with pytest.warns(UserWarning, match="no grid at picture 40: picture 3 is not finite"):
         assert grid(40, tmp_path, torch.nn.Identity()) == {}
+
+
+# ---- prompts of the grids --------------------------------------------------------------------
+
+
+CAPTIONS = ["a", "b", "a", "c", "d", "e", "f"]
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "held_out", "origin"),
+    [
+        (4, 2, "2 captions of the training set, then 2 of the validation set"),
+        (5, 2, "3 captions of the training set, then 2 of the validation set"),
+        (1, 0, "1 captions of the training set"),
+        (16, 8, "8 captions of the training set, then 8 of the validation set"),
+    ],
+)
+def test_half_of_the_prompts_are_held_out(dataset, num_prompts, held_out, origin):
+    sampling = SamplingConfig(num_prompts=num_prompts)
+    prompts, told = grid_prompts(sampling, CAPTIONS, dataset)
+    assert told == origin
+    trained = num_prompts - held_out
+    assert set(prompts[:trained]) <= set(CAPTIONS)
+    assert len(set(prompts[:trained])) == min(trained, 6)  # none twice before all have come
+    assert prompts[trained:] == evaluation_prompts(dataset, held_out)
+
+
+def test_without_validation_all_prompts_are_of_training():
+    prompts, told = grid_prompts(SamplingConfig(num_prompts=6), CAPTIONS, None)
+    assert sorted(prompts) == list("abcdef")
+    assert told == "6 captions of the training set"
+
+
+def test_prompts_that_are_named_are_taken(dataset):
+    prompts, told = grid_prompts(SamplingConfig(prompts=("x", "y")), CAPTIONS, dataset)
+    assert (prompts, told) == (["x", "y"], "the 2 sampling.prompts")

@@ -1,6 +1,7 @@
 """Proves what `train` writes, refuses and resumes; a mistake ends in one line before it runs."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from tinydiffusion.build import build_dataset
 from tinydiffusion.cli import main
 from tinydiffusion.commands._fonts import LINE_HEIGHT
 from tinydiffusion.commands._grid import GAP
@@ -98,6 +100,29 @@ def test_without_validation_or_metrics_there_is_still_a_grid(tiny, tmp_path):
     assert (run_dir / "grid.png").is_file()
     (row,) = json.loads((run_dir / "report.json").read_text())["results"]
     assert row["name"] == "pictures_per_second"
+
+
+def test_grids_of_other_pictures_show_captions_of_theirs(tiny, tmp_path, capsys):
+    """... and all of them the same ones, which the run names."""
+    file = tmp_path / "named.yaml"
+    settings = yaml.safe_load(Path(tiny).read_text())
+    settings["sampling"]["prompts"] = ["an emoji of a rose"]
+    file.write_text(yaml.safe_dump(settings))
+    run_dir = tmp_path / "run"
+    flags = ["--dataset.num_scenes", "16", "--evaluation.metrics", "[]"]
+    flags += ["--training.num_pictures", "8"]
+    assert main(["train", "--config", str(file), "--run-dir", str(run_dir), *flags]) == 0
+    error = capsys.readouterr().err
+    assert f"warning: sampling.prompts of {file} are for its own data set" in error
+    assert "grids: 2 captions of the training set, then 2 of the validation set" in error
+    assert load(run_dir / "config.yaml").sampling.prompts == ()
+    with Image.open(run_dir / "samples/00000008.png") as grid:
+        shown = json.loads(grid.text["prompts"])
+    captions = [
+        build_dataset(load(run_dir / "config.yaml").dataset)[i]["caption"] for i in range(16)
+    ]
+    assert all(any(prompt in each for each in captions) for prompt in shown[:2])
+    assert f'model "{shown[0]}"' in error
 
 
 # ---- dry run ---------------------------------------------------------------------------------

@@ -7,12 +7,41 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tinydiffusion.build import captions_of
+from tinydiffusion.build import captions_of, spread
 from tinydiffusion.commands._grid import save_grid
+from tinydiffusion.commands._sources import evaluation_prompts
+from tinydiffusion.config import SamplingConfig
 from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Batch, Dataset, Objective
 from tinydiffusion.training.data_order import generator_for
+
+
+def grid_prompts(
+    sampling: SamplingConfig, captions: Sequence[str], validation: Dataset | None
+) -> tuple[list[str], str]:
+    """Choose the prompts of a run's grids: those of its config, else captions of its pictures.
+
+    Args:
+        sampling: Section of the config.
+        captions: Of the training set; at least one.
+        validation: Held-out pictures, whose captions make up half of the prompts.
+
+    Returns:
+        The prompts, those of training first, and in words where they come from.
+    """
+    if sampling.prompts:
+        return list(sampling.prompts), f"the {len(sampling.prompts)} sampling.prompts"
+    held_out = 0 if validation is None else sampling.num_prompts // 2
+    trained = sampling.num_prompts - held_out
+    different = list(dict.fromkeys(captions))
+    places = spread(len(different), trained)
+    prompts = [different[places[i % len(places)]] for i in range(trained)]
+    origin = f"{trained} captions of the training set"
+    if validation is not None and held_out:
+        prompts += evaluation_prompts(validation, held_out)
+        origin += f", then {held_out} of the validation set"
+    return prompts, origin
 
 
 class SampleGrid:

@@ -15,6 +15,8 @@ from tinydiffusion.commands._plan_memory import memory_rows
 from tinydiffusion.commands._plan_quantity import Quantity, Section, size
 from tinydiffusion.commands._plan_step import StepCost, measure_steps
 from tinydiffusion.commands._plan_time import Timetable
+from tinydiffusion.commands._without_effect import checkpoint_remark, warm_up_remark
+from tinydiffusion.config import TrainingConfig
 from tinydiffusion.durable import replace_file
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, EncodingAhead, TextEncoder
@@ -109,7 +111,7 @@ def plan(
         [share(number, **of_one, block_bytes=block) for number in devices],
         times.pictures_seen,
         _summary(times),
-        [*_time_warnings(times), *_space_warnings(sections)],
+        [*_time_warnings(times, pipeline.config.training), *_space_warnings(sections)],
     )
 
 
@@ -152,13 +154,16 @@ def _summary(times: Timetable) -> str:
     )
 
 
-def _time_warnings(times: Timetable) -> list[str]:
-    if times.max_seconds is None or times.pictures_seen == times.num_pictures:
-        return []
-    return [
-        f"max_minutes {times.max_seconds / 60:g} ends the run after about {times.pictures_seen} "
-        f"of {times.num_pictures} pictures"
-    ]
+def _time_warnings(times: Timetable, training: TrainingConfig) -> list[str]:
+    seen = times.pictures_seen
+    remarks = [checkpoint_remark(training, seen, times.total_seconds)]
+    if times.max_seconds is not None and seen < times.num_pictures:
+        remarks += [
+            f"max_minutes {times.max_seconds / 60:g} ends the run after about {seen} of "
+            f"{times.num_pictures} pictures",
+            warm_up_remark(training, seen),
+        ]
+    return [remark for remark in remarks if remark is not None]
 
 
 def _space_warnings(sections: Mapping[str, Section]) -> list[str]:

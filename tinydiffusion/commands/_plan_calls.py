@@ -31,7 +31,7 @@ from tinydiffusion.protocols import Dataset
 from tinydiffusion.training.trainer import Trainer
 
 TOGETHER = 32
-"""Pictures that are sampled together where nothing else is said; those of the last grid too."""
+"""Pictures that are sampled together where nothing else is said."""
 SHORT = 2  # sampling steps that are timed
 
 
@@ -44,7 +44,8 @@ def measure_calls(
         picture = sampling_seconds(pipeline, evaluation_prompts(reference, TOGETHER))
         measuring = _Measuring(evaluation, reference, trainer.batches.dataset)
         calls = [_call(hook, trainer, modules, picture, measuring) for hook in trainer.hooks]
-        last = (len(pipeline.config.sampling.prompts) or TOGETHER) * picture
+        sampling = pipeline.config.sampling
+        last = (len(sampling.prompts) or sampling.num_prompts) * picture
         after = {"last grid": Quantity(last, "seconds", "estimated")}
         if evaluation.metrics:
             images = evaluation.num_images

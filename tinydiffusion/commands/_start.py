@@ -8,6 +8,7 @@ from torch import nn
 
 from tinydiffusion.build import build_network
 from tinydiffusion.config import Config, ConfigError
+from tinydiffusion.model_folder.finding import find_model
 from tinydiffusion.model_folder.layout import INDEX, PATH_OPTION
 from tinydiffusion.model_folder.opening import open_model
 
@@ -29,7 +30,7 @@ def starting_model(config: Config) -> Start | None:
     """
     if config.init_from is None:
         return None
-    folder = Path(config.init_from)
+    folder = find_model(Path(config.init_from))
     model = open_model(folder)
     for section in ("text_encoder", "diffusion"):
         there, here = (_options(each, section) for each in (model.config, config))

@@ -23,6 +23,7 @@ from tinydiffusion.commands._sources import (
 )
 from tinydiffusion.commands._statistics_file import StatisticsFile
 from tinydiffusion.config import ConfigError, SamplingConfig, to_dict
+from tinydiffusion.model_folder.finding import find_model
 from tinydiffusion.model_folder.layout import INDEX, WEIGHTS
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes
@@ -111,6 +112,7 @@ def open_target(
         ValueError: something is missing, or pictures are of different shapes.
     """
     with processes.together():
+        request = dataclasses.replace(request, target=find_model(request.target))
         if (request.target / INDEX).is_file():
             with processes.one_by_one():
                 target = _open_model(request, measurement, console)

@@ -15,6 +15,7 @@ from tinydiffusion.commands._sample_folder import sample_file
 from tinydiffusion.commands._sampling import check_count, make_samples, model_sha256
 from tinydiffusion.commands._shards import WHOLE, Shard
 from tinydiffusion.config import ConfigError
+from tinydiffusion.model_folder.finding import find_model
 from tinydiffusion.pipeline import TextToImage, check_prompts
 from tinydiffusion.processes import joined
 from tinydiffusion.training.allocator import keep_freed_memory
@@ -52,6 +53,7 @@ def sample(
         )
         with processes.together(), processes.one_by_one():
             _check(prompts, num_images, shard, grid)
+            model = find_model(model)
             pipeline = TextToImage.from_pretrained(
                 model, device=pick_device(device), precision=precision, trust_plugins=trust_plugins
             )

@@ -1,6 +1,5 @@
 """`tinydiffusion train`: data in, model folder and report out."""
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,25 +22,28 @@ from tinydiffusion.build import (
     pick_device,
     survey,
 )
+from tinydiffusion.commands import _run_folder
 from tinydiffusion.commands._checks import check_config, check_fits
 from tinydiffusion.commands._evaluation import evaluate_pipeline
 from tinydiffusion.commands._grid import save_grid
-from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
+from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss, grid_prompts
 from tinydiffusion.commands._identity import identity_of
 from tinydiffusion.commands._on_the_way import Evaluation
 from tinydiffusion.commands._plan import DEVICES, plan
 from tinydiffusion.commands._plan_table import print_plan
 from tinydiffusion.commands._rows import print_table, report_row, write_report
-from tinydiffusion.commands._sources import evaluation_prompts
+from tinydiffusion.commands._run_folder import GRID, REPORT, check_run_folder
 from tinydiffusion.commands._start import starting_model
+from tinydiffusion.commands._without_effect import warm_up_remark, without_effect
+from tinydiffusion.commands.export import about_model
 from tinydiffusion.config import Config, ConfigError
-from tinydiffusion.durable import naming_disk_errors, replace_file
+from tinydiffusion.durable import naming_disk_errors
+from tinydiffusion.model_folder.finding import MODEL
 from tinydiffusion.outputs import check_owner, held
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes, joined, naming_lost_processes
 from tinydiffusion.protocols import Captioned, Dataset, EncodingAhead, Score, Selective
 from tinydiffusion.training.allocator import keep_freed_memory
-from tinydiffusion.training.checkpoint import CheckpointFolder
 from tinydiffusion.training.compilation import compile_trained, naming_compile_errors
 from tinydiffusion.training.console import console_tracker
 from tinydiffusion.training.data_order import Batches
@@ -53,9 +55,6 @@ from tinydiffusion.training.trainer import Trainer, TrainResult
 
 METRIC_FAILED = 1
 EXIT_CODES = {None: 0, "SIGINT": 130, "SIGTERM": 143}
-REPORT = "report.json"
-VOCABULARY = "text_encoder.json"
-"""File of a run that rebuilds its text encoder: other captions would give another vocabulary."""
 FIXED = ("network", "text_encoder")
 """Sections that no resumed run may change: the weights would not fit."""
 
@@ -71,11 +70,13 @@ def train(
     dry_run: bool = False,
     devices: Sequence[int] = DEVICES,
     json_file: Path | None = None,
+    notes: Sequence[str] = (),
     overwrite: bool = False,
 ) -> int:
     """The exit code: 0 at the end of the run, 128 + the signal's number where one stopped it.
 
-    A folder that holds checkpoints of this run goes on from the newest, or from `resume`.
+    A folder that holds checkpoints of this run goes on from the newest, or from `resume`. The notes
+    are what the user is to know of how the config was read.
     """
     started = time.monotonic()
     if wrong := [key for key in allow_change if key.partition(".")[0] in FIXED]:
@@ -83,12 +84,14 @@ def train(
             f"--allow-change {wrong[0]}: another network or text encoder cannot take over these "
             "weights; train it in another --run-dir"
         )
+    if not overwrite:
+        check_run_folder(run_dir, config)
     check_owner(run_dir, "train", overwrite=overwrite)
     keep_freed_memory()
     with joined(config.training.device) as processes, naming_lost_processes():
         console.quiet = not processes.is_main
         run = _Run(config, run_dir, processes)
-        run.describe()
+        run.describe(notes)
         if dry_run:
             return run.estimate(devices, time.monotonic() - started, json_file)
         needed = run.trainer.learner.checkpoint_bytes()
@@ -107,7 +110,7 @@ class _Run:
         _check_same_data(processes, fingerprints)
         # Where one process cannot compile, none does: all must learn the same.
         self.compilation = min(processes.gather(self.compilation))
-        vocabulary = processes.on_main(lambda: _earlier_vocabulary(run_dir))
+        vocabulary = processes.on_main(lambda: _run_folder.earlier_vocabulary(run_dir))
         with processes.together(), naming_memory(self.device):
             self._build(vocabulary)
         self.trainer = self._trainer(fingerprints)
@@ -124,6 +127,9 @@ class _Run:
             self.validation = build_validation(config)
         self.reference = self._reference()
         self.captions, fingerprints = survey(self.dataset)
+        self.prompts, self.prompts_origin = grid_prompts(
+            config.sampling, self.captions, self.validation
+        )
         return fingerprints
 
     def _build(self, vocabulary: dict[str, Any] | None) -> None:
@@ -159,15 +165,15 @@ class _Run:
     def go(self, started: float, resume: Path | None, allow_change: Sequence[str]) -> int:
         """The exit code, after training from where the run stands, measuring and reporting."""
         trainer = self.trainer
-        begun, reported = self.processes.on_main(
-            lambda: (bool(trainer.checkpoints.list()), (self.run_dir / REPORT).exists())
-        )
+        begun = self.processes.on_main(lambda: _run_folder.has_checkpoints(self.run_dir))
+        missing = self.processes.on_main(lambda: _run_folder.missing_results(self.run_dir))
         if resume is not None or begun:
             for change in trainer.resume(resume, allow_change):
                 console.print(f"changed: {change}")
             console.print(f"resuming from picture {trainer.pictures_seen}")
-        if trainer.progress >= 1 and reported:
-            console.print(f"{self.run_dir} is complete; another --run-dir trains anew")
+        if trainer.progress >= 1 and REPORT not in missing:
+            with trainer.learner.averaged():
+                self.processes.on_main(lambda: self._complete(missing))
             return 0
         self.processes.on_main(self._begin)
         self._encode_ahead()
@@ -176,8 +182,23 @@ class _Run:
         if result.stopped_by is not None:
             console.print(f"stopped by {result.stopped_by}; the same command goes on")
             return EXIT_CODES[result.stopped_by]
+        short = result.pictures_seen < self.config.training.num_pictures
+        if short and (remark := warm_up_remark(self.config.training, result.pictures_seen)):
+            console.print(f"warning: {remark}")
         with trainer.learner.averaged():
             return self.processes.on_main(lambda: self.finish(result, started))
+
+    def _complete(self, missing: Sequence[str]) -> None:
+        """Make again what of a finished run is missing, from its last checkpoint."""
+        if not missing:
+            console.print(f"{self.run_dir} is complete; another --run-dir trains anew")
+            return
+        if MODEL in missing:
+            self.pipeline.save_pretrained(self.run_dir / MODEL)
+        if GRID in missing:
+            self._save_grid(self.prompts)
+        names = " and ".join(str(self.run_dir / name) for name in missing)
+        console.print(f"the run is complete; {names} made again from its last checkpoint")
 
     def _encode_ahead(self) -> None:
         """Have a frozen text encoder run every caption once, each process its share of them."""
@@ -194,13 +215,12 @@ class _Run:
 
     def _begin(self) -> None:
         (self.run_dir / REPORT).unlink(missing_ok=True)  # of a shorter run
-        config_file.save(self.config, self.run_dir / "config.yaml")
-        if not self.objective.text_encoder.frozen:
-            vocabulary = json.dumps(self.objective.text_encoder.config())
-            replace_file(self.run_dir / VOCABULARY, vocabulary.encode())
+        if (edited := _run_folder.save_config(self.run_dir, self.config)) is not None:
+            console.print(edited)
+        _run_folder.save_vocabulary(self.run_dir, self.objective.text_encoder)
 
-    def describe(self) -> None:
-        """Print the settings, the data and the size of the model."""
+    def describe(self, notes: Sequence[str] = ()) -> None:
+        """Print the settings, the data, the size of the model, and what has no effect."""
         console.print(yaml.safe_dump(config_file.to_dict(self.config), sort_keys=False).rstrip())
         for name, dataset in (("training", self.dataset), ("validation", self.validation)):
             if dataset is None:
@@ -209,6 +229,7 @@ class _Run:
             if isinstance(dataset, Selective) and (skipped := dataset.describe_skipped()):
                 console.print(f"  skipped: {skipped}")
         encoder = self.objective.text_encoder
+        console.print(f"grids: {self.prompts_origin}")
         texts = {"captions": self.captions, "sampling.prompts": self.config.sampling.prompts}
         for name, captions in texts.items():
             if cut := encoder.tokenize(captions).num_truncated:
@@ -227,6 +248,8 @@ class _Run:
                 f"{self.processes.count} processes ({self.config.training.strategy}), "
                 f"{each} pictures each at a time"
             )
+        for line in [*notes, *without_effect(self.config)]:
+            console.print(f"warning: {line}")
 
     def estimate(
         self, devices: Sequence[int], seconds_before: float, json_file: Path | None
@@ -256,9 +279,8 @@ class _Run:
 
     def finish(self, result: TrainResult, started: float) -> int:
         """0 once the model is saved, drawn, measured and reported; 1 where a metric failed."""
-        prompts = evaluation_prompts(self.reference, 32)
-        self.pipeline.save_pretrained(self.run_dir / "model")
-        self._save_grid(list(self.config.sampling.prompts) or prompts)
+        self.pipeline.save_pretrained(self.run_dir / MODEL)
+        self._save_grid(self.prompts)
         rows = evaluate_pipeline(
             self.pipeline,
             self.evaluators,
@@ -277,14 +299,14 @@ class _Run:
         }
         write_report(self.run_dir / REPORT, rows, context)
         print_table(rows, f"{self.run_dir}/{REPORT}")
-        console.print(f"grid: {self.run_dir / 'grid.png'}\nmodel: {self.run_dir / 'model'}")
-        console.print(f'next: python sample.py {self.run_dir / "model"} "{prompts[0]}"')
+        console.print(f"grid: {self.run_dir / GRID}\nmodel: {self.run_dir / MODEL}")
+        console.print(f'next: python sample.py {self.run_dir / MODEL} "{self.prompts[0]}"')
         return METRIC_FAILED if any("error" in row for row in rows) else 0
 
     def _save_grid(self, prompts: list[str]) -> None:
         seed = self.config.seed
         images = self.pipeline.generate(prompts, seed=seed)
-        save_grid(self.run_dir / "grid.png", images, prompts, seed=seed)
+        save_grid(self.run_dir / GRID, images, prompts, seed=seed)
 
     def _trainer(self, fingerprints: dict[str, str]) -> Trainer:
         training, processes = self.config.training, self.processes
@@ -316,6 +338,7 @@ class _Run:
             run_dir=self.run_dir,
             identity={**identity_of(self.config, self.compilation), "init_from": self.start_digest},
             fingerprints=fingerprints,
+            about=about_model(self.pipeline),
             disk_wait_seconds=60 * training.disk_wait_minutes,
             hang_seconds=None if training.hang_minutes is None else 60 * training.hang_minutes,
             max_seconds=seconds,
@@ -326,10 +349,8 @@ class _Run:
 
     def _hooks(self) -> list[Any]:
         sampling = self.config.sampling
-        shown = self.dataset if self.validation is None else self.validation
-        prompts = sampling.prompts or evaluation_prompts(shown, sampling.num_prompts)
         hooks: list[Any] = [
-            SampleGrid(self.pipeline, prompts, every=sampling.every, seed=self.config.seed)
+            SampleGrid(self.pipeline, self.prompts, every=sampling.every, seed=self.config.seed)
         ]
         if self.validation is not None:
             validation = ValidationLoss(
@@ -369,14 +390,6 @@ def _check_same_data(processes: Processes, fingerprints: dict[str, str]) -> None
             f"process {other[0]} has other pictures than process 0: every machine needs the same "
             "data set (`tinydiffusion data` on both shows what differs)"
         )
-
-
-def _earlier_vocabulary(run_dir: Path) -> dict[str, Any] | None:
-    """The text encoder's config of the run that is there, if one has got so far."""
-    file = run_dir / VOCABULARY
-    if not (file.exists() and CheckpointFolder(run_dir / "checkpoints").list()):
-        return None
-    return json.loads(file.read_bytes())
 
 
 def _size(dataset: Dataset) -> str:

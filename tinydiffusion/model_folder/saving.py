@@ -35,9 +35,7 @@ def save_model(folder: Path, model: Model) -> None:
         NonFiniteError: a tensor holds NaN or infinity; names it. Nothing is written.
     """
     folder = folder.resolve()
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not (empty or (folder / INDEX).is_file()):
-        raise ValueError(f"{folder} is there, but no model; save the model to another folder")
+    check_replaceable(folder)
     encoder, config = model.text_encoder, model.config
     options = {
         "network": {**config.network, **network_sizes(encoder, model.image_shape)},
@@ -53,6 +51,20 @@ def save_model(folder: Path, model: Model) -> None:
     }
     files[INDEX] = _json_bytes(_index(model, checksums))
     _write_folder(folder, files)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise ValueError where a folder holds something else than a model, or more than that."""
+    if not folder.exists():
+        return
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if names and INDEX not in names:
+        raise ValueError(f"{folder} is there, but no model; save the model to another folder")
+    if others := sorted(names - {INDEX, "pipeline.py", *COMPONENTS}):
+        raise ValueError(
+            f"{folder} holds {others[0]!r} beside a model, which would be lost: move it away, or "
+            "save the model to another folder"
+        )
 
 
 def _component_files(kind: str, module: nn.Module, config: dict[str, Any]) -> dict[str, bytes]:

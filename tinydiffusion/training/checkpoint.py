@@ -32,6 +32,8 @@ FORMAT = 1
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 NAME = re.compile(r"(\d{6,})-pictures-\d+")
 LARGEST_JSON = 2**26  # bytes; a manifest or a state is a few thousand
+CHECKPOINTS = "checkpoints"
+"""Folder of a run that holds its checkpoints."""
 
 
 class CheckpointError(ValueError):
@@ -158,6 +160,11 @@ class CheckpointFolder:
                 shutil.rmtree(leftover)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a folder is one checkpoint, damaged or not."""
+    return (path / "manifest.json").is_file() and (path / "state.json").is_file()
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder, every file compared with the manifest's size and sha256.
 
@@ -236,7 +243,7 @@ def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, sort_keys=True).encode()
+    return json.dumps(content, indent=1).encode()
 
 
 def _read(path: Path, size: int | None = None) -> bytes:

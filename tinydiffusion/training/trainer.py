@@ -57,6 +57,7 @@ class Trainer:
         identity: JSON-able settings (model, batch, schedule ...) that must not change between a
             checkpoint and its resumption.
         fingerprints: Example id -> fingerprint of the data, which must not change either.
+        about: JSON-able; kept in every checkpoint for who makes a model of it, never compared.
         max_seconds: Wall-clock budget over all resumes, hooks and saves included. The learning
             rate finishes its decay within it; the last hooks and the last save come on top.
         warmup_pictures: Length of the linear warm-up.
@@ -85,6 +86,7 @@ class Trainer:
     num_pictures: int
     identity: Mapping[str, Any]
     fingerprints: Fingerprints = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
     max_seconds: float | None = None
     warmup_pictures: int = 5_000
     decay_fraction: float = 0.2
@@ -370,6 +372,7 @@ class Trainer:
             "seconds": self._clock.seconds,
             "hooked_at": self._hooks.called_at,
             "identity": self._identity.values,
+            "about": dict(self.about),
         }
 
     def _save_what_is_whole(self, *, alone: bool = False) -> None:
