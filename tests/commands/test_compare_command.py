@@ -31,13 +31,16 @@ def make(shift=0.0, seed=0, prompts=None) -> dict:
 
     return {
         "schema": SCHEMA,
-        "context": {"prompts": prompts, "prompts_sha256": "p", "options": {}, "sources": {}},
+        "context": {
+            "prompts": prompts, "prompts_sha256": "p", "options": {},
+            "sources": {"generated": {"n": N}, "reference": {"n": N, "sha256": "r"}},
+        },
         "results": [
             row("paired", values.mean(), per_picture={str(i): v for i, v in enumerate(values)}),
             row("apart", 5 + shift, ci95=[4.8 + shift, 5.2 + shift], higher_is_better=False),
             row("bare", 1.0),
         ],
-    }
+    }  # fmt: skip
 
 
 def verdicts(a, b) -> dict:
@@ -101,11 +104,16 @@ def test_the_bootstrap_is_seeded_and_weighs_groups_by_size():
         (lambda r: r["results"][0]["provenance"].update(resize="other"), "resize: r and other"),
         (lambda r: r["results"][0]["provenance"].update(extractor="y"), "extractor: x and y"),
         (lambda r: r["context"].update(prompts_sha256="q"), "different prompts_sha256: p and q"),
-        (lambda r: r["context"].update(sources={"generated": {"resize": "N"}}), "resize of the"),
+        (lambda r: r["context"]["sources"]["generated"].update(resize="N"), "resize of the"),
         (lambda r: r["results"][0].update(value=None, skipped="no weights"), "B has no value (no"),
         (lambda r: r["results"].pop(0), "only A has it"),
         (lambda r: r["context"].update(options={"paired": {"k": 1}}), "options: {} and {'k': 1}"),
-        (lambda r: r["context"]["sources"].update(reference={"sha256": "r"}), "reference: None"),
+        (lambda r: r["context"]["sources"]["reference"].update(sha256="s"), "reference: r and s"),
+        (lambda r: r["context"].pop("sources"), "B does not say its reference"),
+        (lambda r: r["context"].pop("options"), "B does not say its options"),
+        (lambda r: r["context"].pop("prompts_sha256"), "B does not say its prompts_sha256"),
+        (lambda r: r["results"][0]["provenance"].pop("needs"), "B does not say its sources"),
+        (lambda r: r["results"][0].update(evaluator="other"), "different evaluator: paired and"),
     ],
 )
 def test_what_does_not_compare_is_refused_with_the_reason(change, reason):
@@ -115,6 +123,15 @@ def test_what_does_not_compare_is_refused_with_the_reason(change, reason):
     row = next(row for row in compare_reports(a, b) if row["name"] == "paired")
     assert reason in row["refused"]
     assert "difference" not in row
+
+
+@pytest.mark.parametrize("key", ["sources", "options", "prompts_sha256"])
+def test_what_neither_report_says_is_no_agreement(key):
+    a, b = make(), make()
+    for report in (a, b):
+        del report["context"][key]
+    rows = compare_reports(a, b)
+    assert all(row["refused"].startswith("neither report says its ") for row in rows)
 
 
 def test_newer_packages_and_moved_weights_compare():

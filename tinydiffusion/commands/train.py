@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 from rich.progress import Progress
@@ -24,14 +25,21 @@ from tinydiffusion.build import (
     survey,
 )
 from tinydiffusion.commands._checks import check_config, check_fits
-from tinydiffusion.commands._evaluation import evaluate_pipeline
+from tinydiffusion.commands._evaluation import (
+    Target,
+    measure_target,
+    model_target,
+    save_report,
+)
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
 from tinydiffusion.commands._identity import identity_of
+from tinydiffusion.commands._illustrations import labelled
+from tinydiffusion.commands._measuring import Measurement
 from tinydiffusion.commands._on_the_way import Evaluation
 from tinydiffusion.commands._pictures import save_labelled_grid
 from tinydiffusion.commands._plan import DEVICES, plan
 from tinydiffusion.commands._plan_table import print_plan
-from tinydiffusion.commands._rows import print_table, report_row, write_report
+from tinydiffusion.commands._rows import print_table, report_row
 from tinydiffusion.commands._sources import evaluation_prompts
 from tinydiffusion.commands._start import starting_model
 from tinydiffusion.config import Config, ConfigError
@@ -255,34 +263,46 @@ class _Run:
 
     def finish(self, result: TrainResult, started: float) -> int:
         """0 once the model is saved, drawn, measured and reported; 1 where a metric failed."""
-        prompts = evaluation_prompts(self.reference, 32)
         self.pipeline.save_pretrained(self.run_dir / "model")
-        self._save_grid(list(self.config.sampling.prompts) or prompts)
-        rows = evaluate_pipeline(
-            self.pipeline,
-            self.evaluators,
-            self.reference,
-            num_images=self.config.evaluation.num_images,
-            train=self.dataset,
-        )
-        speed = Score("pictures_per_second", result.pictures_per_second, result.pictures_seen)
-        rows.append(report_row(speed, "trainer", {"device": str(self.device)}))
-        context = {
+        grid = self._save_grid()
+        measurement = Measurement(self.evaluators, self.config.evaluation.options)
+        target = self._target(measurement)
+        rows = measure_target(measurement, target, console)
+        rows.append(_speed(result, self.device))
+        target.context |= {
             "run": str(self.run_dir),
             "config": config_file.to_dict(self.config),
             "pictures_seen": result.pictures_seen,
             "training_seconds": result.seconds,
             "total_seconds": time.monotonic() - started,
         }
-        write_report(self.run_dir / REPORT, rows, context)
+        save_report(self.run_dir / REPORT, target, measurement, rows, {"grid": grid})
         print_table(rows, f"{self.run_dir}/{REPORT}")
         console.print(f"grid: {self.run_dir / 'grid.png'}\nmodel: {self.run_dir / 'model'}")
-        console.print(f'next: python sample.py {self.run_dir / "model"} "{prompts[0]}"')
+        prompt = target.generated.prompts[0]
+        console.print(f'next: python sample.py {self.run_dir / "model"} "{prompt}"')
         return METRIC_FAILED if any("error" in row for row in rows) else 0
 
-    def _save_grid(self, prompts: list[str]) -> None:
+    def _target(self, measurement: Measurement) -> Target:
+        """Point at what the saved model makes of captions of the reference set."""
+        target = model_target(
+            self.pipeline,
+            measurement,
+            self.reference,
+            self.dataset,
+            num_images=self.config.evaluation.num_images,
+            folder=self.run_dir / "model",
+        )
+        data = "train" if self.reference is self.dataset else "validation"
+        target.describe(measurement, {"data": data, "train": "train"})
+        return target
+
+    def _save_grid(self) -> list[dict[str, str]]:
+        """Draw `grid.png` and return its pictures as the report shows them."""
+        prompts = list(self.config.sampling.prompts) or evaluation_prompts(self.reference, 32)
         images = self.pipeline.generate(prompts, seed=self.config.seed)
         save_labelled_grid(self.run_dir / "grid.png", images, prompts)
+        return labelled(images, prompts)
 
     def _trainer(self, fingerprints: dict[str, str]) -> Trainer:
         training, processes = self.config.training, self.processes
@@ -353,6 +373,12 @@ class _Run:
             )
             hooks.append(on_the_way)
         return hooks
+
+
+def _speed(result: TrainResult, device: torch.device) -> dict[str, Any]:
+    """Make the report's row of how fast the pictures went by."""
+    speed = Score("pictures_per_second", result.pictures_per_second, result.pictures_seen)
+    return report_row(speed, "trainer", {"device": str(device)})
 
 
 def _hold(run_dir: Path, stack: ExitStack) -> None:
