@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from rich.console import Console
 from rich.progress import Progress
@@ -25,28 +24,22 @@ from tinydiffusion.build import (
     survey,
 )
 from tinydiffusion.commands._checks import check_config, check_fits
-from tinydiffusion.commands._evaluation import (
-    Target,
-    measure_target,
-    model_target,
-    save_report,
-)
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
 from tinydiffusion.commands._identity import identity_of
 from tinydiffusion.commands._illustrations import labelled
-from tinydiffusion.commands._measuring import Measurement
 from tinydiffusion.commands._on_the_way import Evaluation
 from tinydiffusion.commands._pictures import save_labelled_grid
 from tinydiffusion.commands._plan import DEVICES, plan
 from tinydiffusion.commands._plan_table import print_plan
-from tinydiffusion.commands._rows import print_table, report_row
+from tinydiffusion.commands._rows import print_table
+from tinydiffusion.commands._run_report import REPORT, report_run
 from tinydiffusion.commands._sources import evaluation_prompts
 from tinydiffusion.commands._start import starting_model
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.durable import naming_disk_errors, replace_file
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes, joined, naming_lost_processes
-from tinydiffusion.protocols import Captioned, Dataset, EncodingAhead, Score, Selective
+from tinydiffusion.protocols import Captioned, Dataset, EncodingAhead, Selective
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.checkpoint import CheckpointFolder
 from tinydiffusion.training.compilation import compile_trained, naming_compile_errors
@@ -61,7 +54,6 @@ from tinydiffusion.training.trainer import Trainer, TrainResult
 
 METRIC_FAILED = 1
 EXIT_CODES = {None: 0, "SIGINT": 130, "SIGTERM": 143}
-REPORT = "report.json"
 VOCABULARY = "text_encoder.json"
 """File of a run that rebuilds its text encoder: other captions would give another vocabulary."""
 FIXED = ("network", "text_encoder")
@@ -263,43 +255,27 @@ class _Run:
 
     def finish(self, result: TrainResult, started: float) -> int:
         """0 once the model is saved, drawn, measured and reported; 1 where a metric failed."""
+        prompts = evaluation_prompts(self.reference, 32)
         self.pipeline.save_pretrained(self.run_dir / "model")
-        grid = self._save_grid()
-        measurement = Measurement(self.evaluators, self.config.evaluation.options)
-        target = self._target(measurement)
-        rows = measure_target(measurement, target, console)
-        rows.append(_speed(result, self.device))
-        target.context |= {
-            "run": str(self.run_dir),
-            "config": config_file.to_dict(self.config),
-            "pictures_seen": result.pictures_seen,
-            "training_seconds": result.seconds,
-            "total_seconds": time.monotonic() - started,
-        }
-        save_report(self.run_dir / REPORT, target, measurement, rows, {"grid": grid})
-        print_table(rows, f"{self.run_dir}/{REPORT}")
-        console.print(f"grid: {self.run_dir / 'grid.png'}\nmodel: {self.run_dir / 'model'}")
-        prompt = target.generated.prompts[0]
-        console.print(f'next: python sample.py {self.run_dir / "model"} "{prompt}"')
-        return METRIC_FAILED if any("error" in row for row in rows) else 0
-
-    def _target(self, measurement: Measurement) -> Target:
-        """Point at what the saved model makes of captions of the reference set."""
-        target = model_target(
+        grid = self._save_grid(list(self.config.sampling.prompts) or prompts)
+        rows = report_run(
+            self.run_dir,
             self.pipeline,
-            measurement,
+            self.evaluators,
             self.reference,
             self.dataset,
-            num_images=self.config.evaluation.num_images,
-            folder=self.run_dir / "model",
+            result=result,
+            grid=grid,
+            started=started,
+            console=console,
         )
-        data = "train" if self.reference is self.dataset else "validation"
-        target.describe(measurement, {"data": data, "train": "train"})
-        return target
+        print_table(rows, f"{self.run_dir}/{REPORT}")
+        console.print(f"grid: {self.run_dir / 'grid.png'}\nmodel: {self.run_dir / 'model'}")
+        console.print(f'next: python sample.py {self.run_dir / "model"} "{prompts[0]}"')
+        return METRIC_FAILED if any("error" in row for row in rows) else 0
 
-    def _save_grid(self) -> list[dict[str, str]]:
-        """Draw `grid.png` and return its pictures as the report shows them."""
-        prompts = list(self.config.sampling.prompts) or evaluation_prompts(self.reference, 32)
+    def _save_grid(self, prompts: list[str]) -> list[dict[str, str]]:
+        """Draw `grid.png` and return its pictures with their prompts, as a report holds them."""
         images = self.pipeline.generate(prompts, seed=self.config.seed)
         save_labelled_grid(self.run_dir / "grid.png", images, prompts)
         return labelled(images, prompts)
@@ -373,12 +349,6 @@ class _Run:
             )
             hooks.append(on_the_way)
         return hooks
-
-
-def _speed(result: TrainResult, device: torch.device) -> dict[str, Any]:
-    """Make the report's row of how fast the pictures went by."""
-    speed = Score("pictures_per_second", result.pictures_per_second, result.pictures_seen)
-    return report_row(speed, "trainer", {"device": str(device)})
 
 
 def _hold(run_dir: Path, stack: ExitStack) -> None:
