@@ -14,7 +14,7 @@ from tinydiffusion.datasets._pictures import DECODE_ERRORS, quiet
 SAMPLES = "samples"
 MAX_FRAMES = 24
 MAX_SIDE = 960  # pixels
-QUALITY = 92  # of JPEG: about 60 kB a frame of 32 pictures of 64 pixels
+QUALITY = 85  # of JPEG: some 50 kB a frame of 32 pictures of 64 pixels
 UNREADABLE = (*DECODE_ERRORS, Image.DecompressionBombError)
 
 

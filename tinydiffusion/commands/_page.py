@@ -126,7 +126,7 @@ def _ranking(found: Row, row: Row) -> Ranking:
         note = f"each of the {len(row['per_picture'])} pictures has {digits(values.pop())}"
         return Ranking(f"Best and worst by {row['name']}", [Group("All alike", note, [])])
     groups = [
-        Group(title, "", [_shown(found, i, row) for i in ids])
+        Group(title, "", _all_shown(found, ids, row))
         for title, ids in zip(("Best", "Worst"), ends, strict=True)
     ]
     return Ranking(f"Best and worst by {row['name']}", groups)
@@ -139,8 +139,14 @@ def _right_and_wrong(found: Row, row: Row, ends: Extremes) -> list[Group]:
         having = [int(i) for i, v in row["per_picture"].items() if v == value]
         shown = ids or [i for i in having if str(i) in found.get("pictures", {})][:NUM_SHOWN]
         note = f"{len(having) or 'none'} of {total}"
-        groups.append(Group(title, note, [_shown(found, i) for i in shown]))
+        groups.append(Group(title, note, _all_shown(found, shown)))
     return groups
+
+
+def _all_shown(found: Row, numbers: Sequence[int], row: Row | None = None) -> list[Shown]:
+    """Those of which the report holds the picture or the prompt."""
+    prompts, pngs = found["context"].get("prompts") or [], found.get("pictures", {})
+    return [_shown(found, i, row) for i in numbers if i < len(prompts) or str(i) in pngs]
 
 
 def _shown(found: Row, number: int, row: Row | None = None) -> Shown:

@@ -99,7 +99,9 @@ def _grid(horizontal: _Axis, vertical: _Axis) -> list[str]:
     for value in vertical.ticks():
         at = f"{vertical(value):.1f}"
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{at}" x2="{WIDTH - RIGHT}" y2="{at}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at}" dy="5" text-anchor="end">{value:.3g}</text>')
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{at}" dy="5" text-anchor="end">{_short(value)}</text>'
+        )
     for value in horizontal.ticks():
         at = f"{horizontal(value):.1f}"
         place = f'x="{at}" y="{HEIGHT - BOTTOM + 18}"'
