@@ -110,7 +110,7 @@ def evaluate_pipeline(
     target = model_target(
         pipeline, measurement, reference, train, num_images=num_images, seed=seed, sampling=sampling
     )
-    return measure_target(measurement, target, Console(quiet=True))
+    return measure_target(measurement, target, Console(quiet=True, force_terminal=False))
 
 
 def model_target(

@@ -66,12 +66,14 @@ def extremes(row: dict[str, Any]) -> Extremes:
     sign = -1 if row["higher_is_better"] else 1
     values = {int(i): v for i, v in row["per_picture"].items() if v is not None}
     ranked = sorted(values, key=lambda i: (sign * values[i], i))
+    if not ranked:
+        return Extremes([], [])
+    best, worst = values[ranked[0]], values[ranked[-1]]
     half = len(ranked) // 2
-    last = sorted(ranked[half:], key=lambda i: (-sign * values[i], i))
-    differ = [values[ranked[0]], values[ranked[-1]]] if ranked else []
+    upper, lower = ranked[:half], sorted(ranked[half:], key=lambda i: (-sign * values[i], i))
     return Extremes(
-        [i for i in ranked[:half][:NUM_SHOWN] if values[i] != differ[1]],
-        [i for i in last[:NUM_SHOWN] if values[i] != differ[0]],
+        [i for i in upper[:NUM_SHOWN] if values[i] != worst],
+        [i for i in lower[:NUM_SHOWN] if values[i] != best],
     )
 
 

@@ -104,7 +104,8 @@ def _conditions(context: Row, row: Row) -> Row:
             about = context.get("sources", {}).get(source, {})
             if source != "generated":
                 conditions[source] = about.get("sha256", UNSAID)
-            conditions[f"resize of the pictures ({source})"] = about.get("resize")
+            resize = about.get("resize") if about else UNSAID
+            conditions[f"resize of the pictures ({source})"] = resize
     return conditions | {k: v for k, v in made_by.items() if k not in UNCOMPARED}
 
 
