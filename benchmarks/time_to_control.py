@@ -23,7 +23,7 @@ from _measuring import machine
 
 from tinydiffusion import config as config_file
 from tinydiffusion.build import pick_device
-from tinydiffusion.commands._svg import Line, chart
+from tinydiffusion.commands._svg import LEFT, TOP, Line, chart
 
 ROOT = Path(__file__).parent.parent
 CALLED = {"ours": "tinydiffusion", "baseline": "diffusers"}
@@ -40,11 +40,11 @@ QUICK = {
 }
 QUICK_OVERRIDES = ("--sampling.steps", "2", "--dataset.num_scenes", "64")
 STYLE = """<style>
-text { font: 11px system-ui, sans-serif } polyline { fill: none; stroke-width: 2 }
-text:not([class]) { fill: #5f6670 } .grid { stroke: #dfe3e8 }
+text { font: 14px system-ui, sans-serif } polyline { fill: none; stroke-width: 2 }
+text:not([class]), .title { fill: #5f6670 } .grid { stroke: #dfe3e8 }
 .c0 { stroke: #1f6feb } .f0 { fill: #1f6feb } .c1 { stroke: #c2410c } .f1 { fill: #c2410c }
 @media (prefers-color-scheme: dark) {
-  text:not([class]) { fill: #9aa3ad } .grid { stroke: #30353c } }
+  text:not([class]), .title { fill: #9aa3ad } .grid { stroke: #30353c } }
 </style>"""
 
 # ---- what is asked for, and who is still to be measured ---------------------------------------
@@ -226,9 +226,9 @@ def plot(result: dict[str, Any]) -> str:
     drawn = chart(lines, "minutes of training", title)
     head, _, rest = drawn.partition("\n")
     body = rest.partition("</svg>")[0]  # without the page's legend, which is HTML
-    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="780" ', 1)
+    head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="570" ', 1)
     legend = (
-        f'<text class="f{i}" x="70" y="{24 + 16 * i}">{line.name}</text>\n'
+        f'<text class="f{i}" x="{LEFT + 8}" y="{TOP + 16 + 18 * i}">{line.name}</text>\n'
         for i, line in enumerate(lines)
     )
     return f"{head}\n{STYLE}\n{body}{''.join(legend)}</svg>\n"

@@ -113,6 +113,13 @@ def test_a_metric_that_cannot_judge_the_captions_is_refused(tmp_path):
         try_out(["scene_accuracy"], folder)
 
 
+def test_a_reference_of_another_size_is_refused():
+    objective = build_objective(from_dict(TINY), ["a red circle"])
+    datasets = [build_dataset({**TINY["dataset"], "size": size}) for size in (16, 32)]
+    with pytest.raises(ValueError, match="validation set are 32x32, those of training 16x16"):
+        check_fits(objective, {}, *datasets, CPU)
+
+
 def test_trying_out_leaves_no_trace():
     evaluators = build_evaluators(["scene_accuracy", "pixel_fd", "retrieval"], {})
     dropout = {**TINY["network"], "dropout": 0.5}

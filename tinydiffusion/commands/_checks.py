@@ -67,8 +67,8 @@ def check_fits(
         device: Of the objective.
 
     Raises:
-        ValueError: such as a picture whose size the network cannot divide, or a caption that
-            `scene_accuracy` cannot judge.
+        ValueError: such as a picture whose size the network cannot divide, a reference of another
+            size, or a caption that `scene_accuracy` cannot judge.
     """
     example = dataset[0]
     image = example["image"][None].to(device)
@@ -77,6 +77,11 @@ def check_fits(
     with torch.random.fork_rng(devices=cuda), torch.no_grad():
         objective.loss(batch, [torch.Generator().manual_seed(0)])
     example = reference[0]
+    if example["image"].shape != image.shape[1:]:
+        sizes = ("{2}x{1}".format(*shape) for shape in (example["image"].shape, image.shape[1:]))
+        raise ConfigError(
+            "the pictures of the validation set are {}, those of training {}".format(*sizes)
+        )
     for evaluator in evaluators.values():
         before = copy.deepcopy(evaluator.state())  # updated in place
         for source in set(SOURCES) & set(evaluator.needs):

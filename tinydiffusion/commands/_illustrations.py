@@ -1,9 +1,9 @@
-"""The pictures that a report shows, as PNG in base64."""
+"""The pictures that a report holds, as PNG in base64."""
 
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import UInt8
 from PIL import Image
@@ -18,6 +18,17 @@ NUM_SHOWN = 8  # best, and as many worst, per metric
 NUM_SAMPLES = 32
 MAX_SIDE = 128
 MAX_FIGURE = 1600
+
+
+class Extremes(NamedTuple):
+    """Ids of pictures at both ends of a metric, the best and the worst first.
+
+    No picture of one end has the value of the other end: where all values are equal, both are
+    empty.
+    """
+
+    best: list[int]
+    worst: list[int]
 
 
 def illustrations(
@@ -35,6 +46,12 @@ def illustrations(
     return {"figures": figures, "pictures": shown}
 
 
+def labelled(images: UInt8[Tensor, "N C H W"], prompts: Sequence[str]) -> list[dict[str, str]]:
+    """Pair pictures with their prompts, as the section `grid` of a report holds them."""
+    pairs = zip(images, prompts, strict=True)
+    return [{"prompt": prompt, "png": _png(image, MAX_SIDE)} for image, prompt in pairs]
+
+
 def ranking_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first row of each evaluator that has a value per picture; those below are its parts."""
     first: dict[str, dict[str, Any]] = {}
@@ -44,13 +61,20 @@ def ranking_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(first.values())
 
 
-def extremes(row: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Ids of the best and of the worst pictures by a row, the best and the worst first."""
+def extremes(row: dict[str, Any]) -> Extremes:
+    """Rank the pictures of a row by their values, and take at most NUM_SHOWN of each end."""
     sign = -1 if row["higher_is_better"] else 1
     values = {int(i): v for i, v in row["per_picture"].items() if v is not None}
     ranked = sorted(values, key=lambda i: (sign * values[i], i))
-    number = min(NUM_SHOWN, len(ranked) // 2)
-    return ranked[:number], ranked[::-1][:number]
+    if not ranked:
+        return Extremes([], [])
+    best, worst = values[ranked[0]], values[ranked[-1]]
+    half = len(ranked) // 2
+    upper, lower = ranked[:half], sorted(ranked[half:], key=lambda i: (-sign * values[i], i))
+    return Extremes(
+        [i for i in upper[:NUM_SHOWN] if values[i] != worst],
+        [i for i in lower[:NUM_SHOWN] if values[i] != best],
+    )
 
 
 def _thumbnails(generated: Pictures, rows: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -17,6 +17,8 @@ from tinydiffusion.durable import replace_file
 from tinydiffusion.protocols import Score
 
 SCHEMA = "tinydiffusion.eval/1"
+ROW_KEYS = ("name", "value", "n", "ci95", "higher_is_better", "details", "warnings", "per_picture",
+            "evaluator", "provenance")  # fmt: skip
 
 
 def report_row(score: Score, evaluator: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +94,18 @@ def read_report(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is no report: not valid JSON ({error})") from error
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise ValueError(f"{file} is no report: its schema is not {SCHEMA!r}")
+    _check_report(file, report)
     return report
+
+
+def _check_report(file: Path, report: Mapping[str, Any]) -> None:
+    """Raise ValueError where parts are missing that every report has."""
+    rows = report.get("results")
+    if not isinstance(report.get("context"), dict) or not isinstance(rows, list):
+        raise ValueError(f"{file} is no report: its context or its results are missing")
+    for number, row in enumerate(rows, 1):
+        if lost := [key for key in ROW_KEYS if not isinstance(row, dict) or key not in row]:
+            raise ValueError(f"{file}: row {number} of its results lacks {', '.join(lost)}")
 
 
 def environment() -> dict[str, Any]:

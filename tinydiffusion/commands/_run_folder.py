@@ -133,4 +133,3 @@ def _has_learned(run_dir: Path) -> bool:
         return json.loads((run_dir / BEST_RECORD).read_bytes())["pictures_seen"] > 0
     except (OSError, ValueError, KeyError, TypeError):
         return True  # not for us to judge
-

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tinydiffusion.build import captions_of, spread
+from tinydiffusion.build import SURVEYED, captions_of, fingerprint, spread
+from tinydiffusion.config import SamplingConfig
 from tinydiffusion.pipeline import TextToImage
-from tinydiffusion.protocols import Dataset, EvalBatch
+from tinydiffusion.protocols import Dataset, EvalBatch, Fingerprinted
 
 QUANTISATION = "uint8: clamped, then rounded half to even"
 
@@ -69,8 +70,21 @@ class DatasetPictures:
         return eval_batch(self.source, ids, images, [captions_of(e)[0] for e in examples])
 
     def about(self) -> dict[str, Any]:
-        """How many there are, and their shape."""
-        return {"n": len(self), "shape": list(self.dataset[0]["image"].shape)}
+        """Tell how many there are, their shape and their content."""
+        shape = list(self.dataset[0]["image"].shape)
+        content = json.dumps([list(self._fingerprints().items()), len(self), shape])
+        sha256 = hashlib.sha256(content.encode()).hexdigest()
+        return {"n": len(self), "shape": shape, "sha256": sha256}
+
+    def _fingerprints(self) -> Mapping[str, str]:
+        """Hash captions and pixels: those of the whole set where it knows them by heart.
+
+        Else of the examples that are used, of which at most SURVEYED are read.
+        """
+        if isinstance(self.dataset, Fingerprinted) and (known := self.dataset.fingerprints()):
+            return known
+        examples = (self.dataset[i] for i in spread(len(self), SURVEYED))
+        return {example["id"]: fingerprint(example) for example in examples}
 
     def content_key(self, ids: Sequence[int]) -> str | None:
         """None: to know the pixels they would all have to be read."""
@@ -89,7 +103,7 @@ class ModelPictures:
         prompts: One per picture.
         seed: Of picture 0.
         batch_size: Pictures made together.
-        options: More options of `TextToImage.generate_batches`.
+        sampling: Sampler, steps, guidance; None = the model's defaults.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -104,13 +118,15 @@ class ModelPictures:
         *,
         seed: int,
         batch_size: int = 32,
-        **options: Any,
+        sampling: SamplingConfig | None = None,
     ) -> None:
         self.pipeline, self.prompts, self.seed = pipeline, prompts, seed
-        self.block, self.options = batch_size, options
+        self.block, self.sampling = batch_size, sampling or pipeline.config.sampling
         self.unreadable: Mapping[str, str] = {}
         if prompts:
-            pipeline.generate_batches(prompts, seed=seed, batch_size=batch_size, **options)
+            pipeline.generate_batches(
+                prompts, seed=seed, batch_size=batch_size, sampling=self.sampling
+            )
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -120,7 +136,7 @@ class ModelPictures:
         assert list(ids) == list(range(ids[0], ids[0] + len(ids))), ids
         prompts = [self.prompts[i] for i in ids]
         images = self.pipeline.generate(
-            prompts, seed=self.seed + ids[0], batch_size=self.block, **self.options
+            prompts, seed=self.seed + ids[0], batch_size=self.block, sampling=self.sampling
         )
         return eval_batch(self.source, ids, images, prompts)
 

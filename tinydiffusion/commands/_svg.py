@@ -5,9 +5,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 520, 240
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 12, 40
+WIDTH, HEIGHT = (
+    380,
+    250,
+)  # about the CSS pixels that a chart has on a phone: letters keep their size
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 44
 NUM_TICKS = 5
+MAX_LOG_TICKS = 8
 
 
 class Line(NamedTuple):
@@ -37,7 +41,7 @@ def chart(lines: Sequence[Line], x: str, y: str, *, log_y: bool = False) -> str:
     for number, line in enumerate(lines):
         parts += _drawn(line, number % 6, horizontal, vertical)
     label = html.escape(f"{y} over {x}", quote=True)
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+    svg = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
     return "\n".join([svg, *parts, "</svg>", _legend(lines)])
 
 
@@ -70,12 +74,21 @@ class _Axis:
 
     def ticks(self) -> list[float]:
         """Round values inside the range."""
-        raw = (self.high - self.low) / NUM_TICKS
+        if self.log:
+            powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+            every = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+            inside = [value for value in every if self.low <= math.log10(value) <= self.high]
+            tens = [v for v in inside if math.log10(v).is_integer()]
+            found = inside if len(inside) <= MAX_LOG_TICKS else tens
+            if len(found) > 1:
+                return found
+        low, high = (10.0**end if self.log else end for end in (self.low, self.high))
+        raw = (high - low) / NUM_TICKS
         size = 10.0 ** math.floor(math.log10(raw))
         step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw)
-        first = math.ceil(self.low / step)
-        values = [step * k for k in range(first, math.floor(self.high / step) + 1)]
-        return [10.0**value for value in values] if self.log else values
+        first = math.ceil(low / step)
+        values = [step * k for k in range(first, math.floor(high / step) + 1)]
+        return [value for value in values if value > 0 or not self.log]
 
     def _scaled(self, value: float | int) -> float:
         return math.log10(value) if self.log else float(value)
@@ -86,21 +99,22 @@ def _grid(horizontal: _Axis, vertical: _Axis) -> list[str]:
     for value in vertical.ticks():
         at = f"{vertical(value):.1f}"
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{at}" x2="{WIDTH - RIGHT}" y2="{at}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at}" dy="4" text-anchor="end">{value:.3g}</text>')
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{at}" dy="5" text-anchor="end">{_short(value)}</text>'
+        )
     for value in horizontal.ticks():
         at = f"{horizontal(value):.1f}"
-        place = f'x="{at}" y="{HEIGHT - BOTTOM + 16}"'
+        place = f'x="{at}" y="{HEIGHT - BOTTOM + 18}"'
         parts.append(f'<text {place} text-anchor="middle">{_short(value)}</text>')
     return parts
 
 
 def _titles(x: str, y: str) -> list[str]:
-    middle = (TOP + HEIGHT - BOTTOM) / 2
+    """The vertical axis has its title above the chart, where it reads without turning the head."""
     return [
+        f'<text class="title" x="{LEFT}" y="18">{html.escape(y)}</text>',
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
         f"{html.escape(x)}</text>",
-        f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">'
-        f"{html.escape(y)}</text>",
     ]
 
 

@@ -1,30 +1,28 @@
 """What `evaluate` is pointed at: the pictures to measure, and those to compare them with."""
 
 import dataclasses
-import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from tinydiffusion.build import build_dataset, build_validation, pick_device
-from tinydiffusion.commands._evaluation import reference_pictures
+from tinydiffusion.commands._evaluation import Target, model_context, reference_pictures
 from tinydiffusion.commands._folder import FolderPictures
 from tinydiffusion.commands._measuring import Measurement
-from tinydiffusion.commands._sampling import make_samples, model_sha256
+from tinydiffusion.commands._sampling import make_samples
 from tinydiffusion.commands._shards import WHOLE, Shard
 from tinydiffusion.commands._sources import (
     DatasetPictures,
     ModelPictures,
     Pictures,
     evaluation_prompts,
-    prompts_sha256,
 )
 from tinydiffusion.commands._statistics_file import StatisticsFile
-from tinydiffusion.config import ConfigError, SamplingConfig, to_dict
+from tinydiffusion.config import ConfigError
 from tinydiffusion.model_folder.finding import find_model
-from tinydiffusion.model_folder.layout import INDEX, WEIGHTS
+from tinydiffusion.model_folder.layout import INDEX
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes
 from tinydiffusion.protocols import Dataset
@@ -63,34 +61,6 @@ class Request:
     overwrite: bool = False
 
 
-@dataclass
-class Target:
-    """Pictures of every source that the metrics need, ready to be read.
-
-    Attributes:
-        generated: What is measured.
-        reference: What it is compared with, where a metric needs it.
-        train: What the model was trained on, likewise.
-        context: What makes the numbers what they are.
-        remarks: Warnings for every row.
-        pipeline: The model, where it is one.
-        sampling: How it makes pictures.
-    """
-
-    generated: Pictures
-    reference: Pictures | StatisticsFile | None
-    train: Pictures | None
-    context: dict[str, Any]
-    remarks: list[str] = field(default_factory=list)
-    pipeline: TextToImage | None = None
-    sampling: SamplingConfig | None = None
-
-    def sources(self) -> list[Pictures]:
-        """Those that can be looked at."""
-        each = (self.generated, self.reference, self.train)
-        return [p for p in each if p is not None and not isinstance(p, StatisticsFile)]
-
-
 def check_request(request: Request) -> None:
     """Raise ConfigError where flags exclude each other."""
     if request.shard == WHOLE:
@@ -121,28 +91,9 @@ def open_target(
     if request.samples is not None:
         _make_samples(request, target, console, processes)
     with processes.together():
-        _describe(request, target)
+        told = {"target": str(request.target), "data": request.data, "train": request.train}
+        target.describe(measurement, told)
     return target
-
-
-def _describe(request: Request, target: Target) -> None:
-    """Complete the context, once the pictures are seen to be of one shape."""
-    about = {"generated": target.generated.about()}
-    for source, pictures in (("reference", target.reference), ("train", target.train)):
-        if pictures is not None:
-            about[source] = pictures.about()
-    _check_shapes(about)
-    prompts = list(target.generated.prompts) if any(target.generated.prompts) else None
-    target.context |= {
-        "target": str(request.target),
-        "data": request.data,
-        "train": request.train,
-        "metrics": request.metrics,
-        "options": request.options,
-        "sources": about,
-        "prompts_sha256": prompts_sha256(prompts or []),
-        "prompts": prompts,
-    }
 
 
 # ---- a model ---------------------------------------------------------------------------------
@@ -169,17 +120,7 @@ def _open_model(request: Request, measurement: Measurement, console: Console) ->
     )
     if isinstance(reference, DatasetPictures):
         reference = reference_pictures(reference.dataset, len(prompts))
-    weights = (request.target / "network" / WEIGHTS).read_bytes()
-    context: dict[str, Any] = {
-        "kind": "model",
-        "model_sha256": model_sha256(request.target),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "sampling": to_dict(sampling),
-        "seed": request.seed,
-        "precision": pipeline.precision,
-        "device": pipeline.device.type,
-        "batch_size": request.batch_size,
-    }
+    context = model_context(request.target, generated)
     train = _train_of_model(pipeline, request, measurement, console)
     remarks = [remark for p in (reference, train) for remark in _resized(p)]
     return Target(generated, reference, train, context, remarks, pipeline, sampling)
@@ -341,15 +282,3 @@ def _check_prompts(generated: FolderPictures, measurement: Measurement) -> None:
             f"{generated.folder} have none; list them as `text` in metadata.jsonl"
         )
         measurement.fail(name, "error", reason)
-
-
-def _check_shapes(about: dict[str, dict[str, Any]]) -> None:
-    shapes = {source: a["shape"] for source, a in about.items() if "shape" in a}
-    expected = shapes["generated"]
-    for source, shape in shapes.items():
-        if shape != expected:
-            wanted, got = ("{2}x{1}".format(*each) for each in (expected, shape))
-            raise ConfigError(
-                f"the generated pictures are {wanted}, those of the {source} {got}; make them one "
-                "size with --resize N"
-            )

@@ -13,11 +13,13 @@ from rich.table import Table
 from tinydiffusion.commands._rows import read_report, stdout_console
 from tinydiffusion.config import ConfigError
 from tinydiffusion.durable import replace_file
+from tinydiffusion.protocols import SOURCES
 
 SCHEMA = "tinydiffusion.eval-comparison/1"
 NUM_RESAMPLES = 10_000
 CHUNK = 200  # resamples at a time
-UNCOMPARED = {"packages", "assumed_extractor", "seed"}
+UNCOMPARED = {"packages", "assumed_extractor", "seed", "needs"}
+UNSAID = object()  # in place of what a report does not hold
 Row = dict[str, Any]
 
 
@@ -70,42 +72,51 @@ def compare_reports(a: Row, b: Row, *, seed: int = 0) -> list[Row]:
 
 
 def _refusal(context_a: Row, context_b: Row, a: Row, b: Row) -> str | None:
-    """Why two rows are not numbers of one kind."""
+    """Say why two rows are not numbers of one kind; None where they are.
+
+    What both reports leave unsaid is no agreement.
+    """
     for side, row in (("A", a), ("B", b)):
         if row["value"] is None:
             return f"{side} has no value ({row.get('skipped') or row.get('error')})"
-    pairs = [
-        ("n", a["n"], b["n"]),
-        ("prompts_sha256", context_a.get("prompts_sha256"), context_b.get("prompts_sha256")),
-        ("options", _options(context_a, a), _options(context_b, b)),
-    ]
-    for source in ("reference", "train"):
-        if source in a["provenance"].get("needs", ()):
-            pairs.append((source, _content(context_a, source), _content(context_b, source)))
-    of_a, of_b = a["provenance"], b["provenance"]
-    keys = [key for key in dict.fromkeys([*of_a, *of_b]) if key not in UNCOMPARED]
-    pairs += [(key, of_a.get(key), of_b.get(key)) for key in keys]
-    pairs += [("resize of the pictures", _resize(context_a), _resize(context_b))]
-    for key, one, other in pairs:
-        if one != other:
-            return f"different {key}: {_shown(one)} and {_shown(other)}"
+    one, other = _conditions(context_a, a), _conditions(context_b, b)
+    for name in dict.fromkeys([*one, *other]):
+        values = one.get(name), other.get(name)
+        silent = [side for side, value in zip("AB", values, strict=True) if value is UNSAID]
+        if silent:
+            who = "neither report says" if len(silent) == 2 else f"{silent[0]} does not say"
+            return f"{who} its {name}"
+        if values[0] != values[1]:
+            return f"different {name}: {_shown(values[0])} and {_shown(values[1])}"
     return None
 
 
-def _options(context: Row, row: Row) -> Row:
+def _conditions(context: Row, row: Row) -> Row:
+    """Collect what a number depends on beside the model, by name."""
+    made_by = row["provenance"]
+    conditions = {
+        "evaluator": row["evaluator"],
+        "sources (needs)": made_by.get("needs", UNSAID),
+        "n": row["n"],
+        "prompts_sha256": context.get("prompts_sha256", UNSAID),
+        "options": _options(context, row),
+    }
+    for source in SOURCES:
+        if source in made_by.get("needs", ()):
+            about = context.get("sources", {}).get(source, {})
+            if source != "generated":
+                conditions[source] = about.get("sha256", UNSAID)
+            resize = about.get("resize") if about else UNSAID
+            conditions[f"resize of the pictures ({source})"] = resize
+    return conditions | {k: v for k, v in made_by.items() if k not in UNCOMPARED}
+
+
+def _options(context: Row, row: Row) -> Any:
     """The metric's options, without the place of its weights: their content is compared."""
-    options = context.get("options", {}).get(row["evaluator"], {})
+    if "options" not in context:
+        return UNSAID
+    options = context["options"].get(row["evaluator"], {})
     return {key: value for key, value in options.items() if key != "weights"}
-
-
-def _content(context: Row, source: str) -> Any:
-    about = context.get("sources", {}).get(source, {})
-    return about.get("sha256") or about.get("n")
-
-
-def _resize(context: Row) -> Any:
-    sources = context.get("sources", {})
-    return {source: about.get("resize") for source, about in sources.items()}
 
 
 def _shown(value: Any) -> str:

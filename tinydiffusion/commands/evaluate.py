@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tinydiffusion.commands._evaluation import Target, save_report
 from tinydiffusion.commands._illustrations import illustrations
 from tinydiffusion.commands._measuring import Measurement
 from tinydiffusion.commands._reference_cache import source_state
@@ -17,7 +18,7 @@ from tinydiffusion.commands._shared_session import SharedSession
 from tinydiffusion.commands._sources import ModelPictures
 from tinydiffusion.commands._state_file import merged, resume
 from tinydiffusion.commands._statistics_file import StatisticsFile
-from tinydiffusion.commands._targets import Request, Target, check_request, open_target
+from tinydiffusion.commands._targets import Request, check_request, open_target
 from tinydiffusion.processes import Processes, joined
 from tinydiffusion.protocols import SOURCES
 from tinydiffusion.training.allocator import keep_freed_memory
@@ -78,8 +79,7 @@ def _report(
         print_sweep(sweep)
     if request.out is not None:
         more = {"sweep": sweep} if sweep else {}
-        more |= illustrations(measurement, target.generated, rows)
-        write_report(request.out, rows, target.context, more)
+        save_report(request.out, target, measurement, rows, more)
         console.print(f"report in {request.out}")
     return _has_failed(measurement, rows)
 

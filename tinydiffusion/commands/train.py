@@ -24,15 +24,15 @@ from tinydiffusion.build import (
 )
 from tinydiffusion.commands import _run_folder
 from tinydiffusion.commands._checks import check_config, check_fits
-from tinydiffusion.commands._evaluation import evaluate_pipeline
 from tinydiffusion.commands._grid import save_grid
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss, grid_prompts
 from tinydiffusion.commands._identity import identity_of
+from tinydiffusion.commands._illustrations import labelled
 from tinydiffusion.commands._on_the_way import Evaluation
 from tinydiffusion.commands._plan import DEVICES, plan
 from tinydiffusion.commands._plan_table import print_plan
-from tinydiffusion.commands._rows import print_table, report_row, write_report
 from tinydiffusion.commands._run_folder import GRID, REPORT, check_run_folder
+from tinydiffusion.commands._run_report import report_run
 from tinydiffusion.commands._start import starting_model
 from tinydiffusion.commands._without_effect import warm_up_remark, without_effect
 from tinydiffusion.commands.export import about_model
@@ -42,7 +42,7 @@ from tinydiffusion.model_folder.finding import MODEL
 from tinydiffusion.outputs import check_owner, held
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes, joined, naming_lost_processes
-from tinydiffusion.protocols import Captioned, Dataset, EncodingAhead, Score, Selective
+from tinydiffusion.protocols import Captioned, Dataset, EncodingAhead, Selective
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.compilation import compile_trained, naming_compile_errors
 from tinydiffusion.training.console import console_tracker
@@ -280,33 +280,28 @@ class _Run:
     def finish(self, result: TrainResult, started: float) -> int:
         """0 once the model is saved, drawn, measured and reported; 1 where a metric failed."""
         self.pipeline.save_pretrained(self.run_dir / MODEL)
-        self._save_grid(self.prompts)
-        rows = evaluate_pipeline(
+        grid = self._save_grid(self.prompts)
+        rows = report_run(
+            self.run_dir,
             self.pipeline,
             self.evaluators,
             self.reference,
-            num_images=self.config.evaluation.num_images,
-            train=self.dataset,
+            self.dataset,
+            result=result,
+            grid=grid,
+            started=started,
+            console=console,
         )
-        speed = Score("pictures_per_second", result.pictures_per_second, result.pictures_seen)
-        rows.append(report_row(speed, "trainer", {"device": str(self.device)}))
-        context = {
-            "run": str(self.run_dir),
-            "config": config_file.to_dict(self.config),
-            "pictures_seen": result.pictures_seen,
-            "training_seconds": result.seconds,
-            "total_seconds": time.monotonic() - started,
-        }
-        write_report(self.run_dir / REPORT, rows, context)
-        print_table(rows, f"{self.run_dir}/{REPORT}")
         console.print(f"grid: {self.run_dir / GRID}\nmodel: {self.run_dir / MODEL}")
         console.print(f'next: python sample.py {self.run_dir / MODEL} "{self.prompts[0]}"')
         return METRIC_FAILED if any("error" in row for row in rows) else 0
 
-    def _save_grid(self, prompts: list[str]) -> None:
+    def _save_grid(self, prompts: list[str]) -> list[dict[str, str]]:
+        """Draw `grid.png` and return its pictures with their prompts, as a report holds them."""
         seed = self.config.seed
         images = self.pipeline.generate(prompts, seed=seed)
         save_grid(self.run_dir / GRID, images, prompts, seed=seed)
+        return labelled(images, prompts)
 
     def _trainer(self, fingerprints: dict[str, str]) -> Trainer:
         training, processes = self.config.training, self.processes
