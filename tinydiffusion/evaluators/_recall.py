@@ -135,14 +135,18 @@ def shuffled_range(found: Found, prompts: Int[Tensor, "N"]) -> tuple[float, floa
 
 def _warnings(name: str, candidates: Candidates, details: Mapping[str, Any], k: int) -> list[str]:
     """Say where the recall does not tell the pictures from chance."""
+    n, wrong = candidates.number, candidates.number - int(candidates.right.min())
+    if wrong == 0:
+        return [f"{name} says nothing: all {n} candidates have the picture's own prompt"]
     if details["chance"] == 1:
-        wrong = candidates.number - int(candidates.right.min())
-        others = f"no more than {wrong} of the {candidates.number}" if wrong else "none of them"
         return [
-            f"{name} says nothing: any {k} candidates hold the prompt's own, because {others} "
-            "belong to another prompt"
+            f"{name} says nothing: at most {wrong} of {n} candidates are wrong, so that any {k} of "
+            "them hold a right one"
         ]
     if details["above_chance"]:
         return []
     low, high = details["chance_interval"]
-    return [f"{name} is not above chance: prompts in any order reach {low:.3g} to {high:.3g}"]
+    return [
+        f"{name} is not above chance, {details['chance']:.3g}: with shuffled prompts the same "
+        f"pictures reach {low:.3g} to {high:.3g}"
+    ]

@@ -70,11 +70,16 @@ class Gallery(NamedTuple):
     prompt: Int[Tensor, "P"]  # number of a prompt, in [0, C), rising ...
     picture: Int[Tensor, "P"]  # ... and place of a picture of its own
 
+    @property
+    def num_prompts(self) -> int:
+        """C; every prompt has a picture."""
+        return int(self.prompt[-1]) + 1
+
     def num_own(self, counted: Bool[Tensor, "P"] | None = None) -> Int[Tensor, "C"]:
         """Count the reference pictures that are each prompt's own, of all pairs or of some."""
         copies = self.copies[self.picture]
         weights = copies if counted is None else copies * counted
-        return weights.new_zeros(int(self.prompt[-1]) + 1).index_add(0, self.prompt, weights)
+        return weights.new_zeros(self.num_prompts).index_add(0, self.prompt, weights)
 
 
 def make_gallery(
@@ -103,7 +108,7 @@ def make_gallery(
 
 
 def find(pictures: Float[Tensor, "N D"], gallery: Gallery) -> Found:
-    """Find the prompts of whose own reference pictures one is among the nearest of a picture."""
+    """Find the prompts that have an own reference picture among the nearest of each picture."""
     rows = []
     for place, picture in enumerate(pictures):
         ahead = _num_ahead(picture, gallery)
@@ -116,7 +121,7 @@ def _num_ahead(picture: Float[Tensor, "D"], gallery: Gallery) -> Int[Tensor, "C"
     """Count for each prompt the foreign references at least as near as the nearest own one."""
     distances = (gallery.features - picture).square().sum(dim=1)
     own = distances[gallery.picture]
-    nearest = own.new_full((int(gallery.prompt[-1]) + 1,), torch.inf)
+    nearest = own.new_full((gallery.num_prompts,), torch.inf)
     nearest = nearest.scatter_reduce(0, gallery.prompt, own, "amin")
     ordered, order = distances.sort()
     within = gallery.copies[order].cumsum(0)[torch.searchsorted(ordered, nearest, right=True) - 1]
