@@ -44,7 +44,9 @@ def test_equals_a_loop_over_all_pairs(clip_model, batch, pictures):
     for k in (1, 5):
         row = rows[f"{name}@{k}"]
         assert row.value == pytest.approx(sum(rank < k for rank in ranks) / 7)
-        assert row.details == {"chance": pytest.approx(k / 6), "n_candidates": 6}
+        assert row.details["chance"] == pytest.approx(k / 6)
+        assert row.details["n_candidates"] == 6
+        assert row.details["above_chance"] == (row.ci95[0] > row.details["chance"])
         assert row.per_picture == {i: float(rank < k) for i, rank in enumerate(ranks)}
     row = rows[f"{name}/shuffle_gap"]
     assert row.value == pytest.approx(100 * gap(x, texts, own), abs=1e-4)
@@ -100,7 +102,41 @@ def test_ties_with_foreign_prompts_are_no_hits():
     texts = torch.eye(2, dtype=torch.float64)
     pictures = normalize(torch.ones(2, 2, dtype=torch.float64), dim=1)
     found = compare(pictures, texts, torch.tensor([0, 1]), torch.tensor([1, 1]))
-    assert found.ahead.tolist() == [1, 1]
+    assert found.found.within(1).hits(torch.tensor([0, 1])).tolist() == [False, False]
+    assert found.found.within(2).hits(torch.tensor([0, 1])).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_found_prompts_equal_a_loop_over_all_pairs(chunk, monkeypatch):
+    """Eight prompts, of which two are one vector and so always tied."""
+    monkeypatch.setattr(clip_retrieval, "CHUNK", chunk)
+    pictures, texts = unit(10), unit(8, seed=1)
+    texts[3] = texts[2]
+    own = torch.arange(10) % 8
+    found = compare(pictures, texts, own, own.bincount()).found
+    cosine = (pictures @ texts.T).tolist()
+    expected = {
+        (i, j, sum(other >= c for other in row) - 1)
+        for i, row in enumerate(cosine)
+        for j, c in enumerate(row)
+    }
+    triples = set(zip(*(column.tolist() for column in found), strict=True))
+    assert triples == {triple for triple in expected if triple[2] < 5}
+
+
+def test_a_clip_that_sees_one_prompt_everywhere_is_not_above_chance(clip_model, batch, pictures):
+    """Nine of ten pictures have the prompt that all pictures are nearest to."""
+    evaluator = measured(clip_model, batch, pictures(20, 32), ["a dog"] * 18 + PROMPTS[:2])
+    state = evaluator.state()
+    text, _ = state["generated/text"]
+    state["generated/picture"] = (text[:1].repeat(20, 1), "cat")
+    evaluator.load_state(state)
+    row = evaluator.compute()[0]
+    assert row.value == 0.9
+    assert row.details["chance"] == pytest.approx(1 / 3)
+    assert not row.details["above_chance"]
+    assert row.ci95[0] == row.details["chance"]
+    assert any("not above chance" in warning for warning in row.warnings)
 
 
 def test_parts_merge_to_the_whole_in_any_order(clip_model, batch, merge, pictures):

@@ -1,9 +1,10 @@
-"""Retrieval finds planted pictures, counts duplicates for each other and gives ties away."""
+"""Retrieval finds planted pictures, gives ties away, and knows chance where captions repeat."""
 
 import pytest
 import torch
 
-from tinydiffusion.evaluators.retrieval import Retrieval
+from tinydiffusion.evaluators._recall import MAX_RANK
+from tinydiffusion.evaluators.retrieval import Retrieval, find, make_gallery
 
 
 def scores(generated, prompts, reference, captions, batch):
@@ -75,3 +76,103 @@ def test_an_empty_side_is_an_error(batch, pictures):
     evaluator.update(batch("generated", pictures(2), prompts=names(2)))
     with pytest.raises(ValueError, match="got 2 and 0"):
         evaluator.compute()
+
+
+def ahead_by_loop(picture, references, captions, prompt):
+    """Foreign references at least as near as the nearest own one, by the definition."""
+    looks = {tuple(r.tolist()) for r, c in zip(references, captions, strict=True) if c == prompt}
+    distances = [
+        (float((r - picture).square().sum()), tuple(r.tolist()) in looks) for r in references
+    ]
+    nearest = min(distance for distance, own in distances if own)
+    return sum(distance <= nearest for distance, own in distances if not own)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_finds_what_the_definition_finds(seed):
+    """Of few looks, so that many distances are tied and many references are the same picture."""
+    generator = torch.Generator().manual_seed(seed)
+    references = torch.randint(0, 3, (20, 2), generator=generator).float()
+    captions = [f"caption {i}" for i in torch.randint(0, 8, (20,), generator=generator).tolist()]
+    pictures = torch.randint(0, 3, (12, 2), generator=generator).double()
+    number = {caption: i for i, caption in enumerate(sorted(set(captions))[:6])}
+    found = find(pictures, make_gallery(references, captions, number))
+    expected = {
+        (place, i, ahead_by_loop(picture, references.double(), captions, prompt))
+        for place, picture in enumerate(pictures)
+        for prompt, i in number.items()
+    }
+    triples = set(zip(*(column.tolist() for column in found), strict=True))
+    assert triples == {triple for triple in expected if triple[2] < MAX_RANK}
+
+
+def in_turn(*captions):
+    return lambda n: [captions[i % len(captions)] for i in range(n)]
+
+
+UNEVEN = ("often",) * 9 + ("rarely",)
+TEN = [f"class {i}" for i in range(10)]
+CAPTIONS = {
+    "one": (in_turn("a picture"), in_turn("a picture")),
+    "two": (in_turn("a cat", "a dog"), in_turn("a cat", "a dog")),
+    "ten": (in_turn(*TEN), in_turn(*TEN)),
+    "all different": (names, names),
+    "uneven": (in_turn(*UNEVEN), in_turn(*UNEVEN)),
+    "ten, of which one is asked mostly": (in_turn(*TEN[:1] * 9, *TEN[1:5]), in_turn(*TEN)),
+}
+
+
+@pytest.mark.parametrize("kind", CAPTIONS)
+def test_noise_against_noise_is_at_chance(kind, batch, pictures):
+    """Six sets with two rows each: of 12 ranges of 95 %, at most two miss the value."""
+    prompts, captions = (of(n) for of, n in zip(CAPTIONS[kind], (50, 100), strict=True))
+    rows = [
+        row
+        for seed in range(6)
+        for row in scores(
+            pictures(50, seed=2 * seed), prompts, pictures(100, seed=2 * seed + 1), captions, batch
+        ).values()
+    ]
+    ranges = [row.details["chance_interval"] for row in rows]
+    within = [low <= row.value <= high for row, (low, high) in zip(rows, ranges, strict=True)]
+    assert sum(within) >= 10
+    assert sum(row.ci95[0] > row.details["chance"] for row in rows) <= 1
+
+
+@pytest.mark.parametrize("kind", ["two", "ten", "all different"])
+def test_pictures_near_their_own_are_above_chance(kind, batch, pictures):
+    images, captions = pictures(60), CAPTIONS[kind][1](60)
+    noise = torch.randint(0, 9, images.shape, generator=torch.Generator().manual_seed(1))
+    noisy = (images.int() + noise - 4).clamp(0, 255).to(torch.uint8)
+    row = scores(noisy, captions, images, captions, batch)["retrieval@1"]
+    assert row.value == 1
+    assert row.details["chance_interval"][1] < row.ci95[0]
+    assert row.details["above_chance"]
+    assert not row.warnings
+
+
+def test_one_caption_says_nothing(batch, pictures):
+    images = pictures(12)
+    for row in scores(images, ["same"] * 12, images, ["same"] * 12, batch).values():
+        assert (row.value, row.details["chance"]) == (1, 1)
+        assert not row.details["above_chance"]
+        assert "says nothing" in row.warnings[0]
+
+
+def test_chance_counts_the_pictures_that_share_a_caption_or_a_look(batch, pictures):
+    """Two of "same", and one of "other" that is the picture of "third" again."""
+    images = pictures(5)
+    images[3] = images[2]
+    captions = ["same", "same", "other", "third", "fifth"]
+    rows = scores(images, captions, images, captions, batch)
+    assert rows["retrieval@1"].details["chance"] == pytest.approx((2 + 2 + 2 + 2 + 1) / 25)
+
+
+def test_pictures_of_one_prompt_cannot_be_above_chance(batch, pictures):
+    """All are right; so would they be if no text had been read."""
+    images = pictures(20)
+    rows = scores(images[:10], ["a"] * 10, images, ["a"] * 10 + ["b"] * 10, batch)
+    row = rows["retrieval@1"]
+    assert (row.value, row.details["chance"]) == (1, 0.5)
+    assert not row.details["above_chance"]
+    assert "not above chance, 0.5: with shuffled prompts" in row.warnings[0]

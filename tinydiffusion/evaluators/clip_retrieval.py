@@ -10,7 +10,7 @@ from torch import Tensor
 from tinydiffusion.evaluators._clip import shared_clip
 from tinydiffusion.evaluators._jackknife import jackknife_interval
 from tinydiffusion.evaluators._provenance import unverified
-from tinydiffusion.evaluators._recall import recall_rows
+from tinydiffusion.evaluators._recall import MAX_RANK, Candidates, Found, recall_rows
 from tinydiffusion.evaluators._table import Columns, RowsEvaluator
 from tinydiffusion.protocols import EvalBatch, Score
 
@@ -20,7 +20,7 @@ CHUNK = 512
 class Similarities(NamedTuple):
     """What is kept of the cosines of N pictures with M different prompts."""
 
-    ahead: Int[Tensor, "N"]  # foreign prompts at least as near as the picture's own
+    found: Found  # the prompts that are among the nearest of a picture
     own: Float[Tensor, "N"]  # cosine of picture and own prompt
     row: Float[Tensor, "N"]  # sum of a picture's cosines with the other pictures' foreign prompts
     column: Float[Tensor, "N"]  # sum of a prompt's cosines with the pictures that it is foreign to
@@ -62,19 +62,20 @@ class CLIPRetrieval(RowsEvaluator):
             ValueError: there are fewer than two different prompts.
         """
         table = self.tables["generated"]
-        num_prompts, similarities = self._similarities()
+        prompts, similarities = self._similarities()
         name = f"clip_retrieval[{self.clip.name}]"
-        recalls = recall_rows(name, table.ids(), similarities.ahead, num_prompts)
+        candidates = Candidates(int(prompts.max()) + 1, torch.ones_like(prompts))
+        recalls = recall_rows(name, table.ids(), prompts, similarities.found, candidates)
         gap = _shuffle_gap(f"{name}/shuffle_gap", table.ids(), similarities)
         warnings = unverified(self.clip.images.spec())
-        return [row._replace(warnings=warnings) for row in (*recalls, gap)]
+        return [row._replace(warnings=[*warnings, *row.warnings]) for row in (*recalls, gap)]
 
     def provenance(self) -> dict[str, Any]:
         """What makes the numbers comparable."""
         return self.clip.provenance()
 
-    def _similarities(self) -> tuple[int, Similarities]:
-        """The number of different prompts, and the cosines with them."""
+    def _similarities(self) -> tuple[Int[Tensor, "N"], Similarities]:
+        """Number the different prompts, one number per picture, and compute the cosines."""
         table = self.tables["generated"]
         if not len(table):
             raise ValueError("clip_retrieval got no generated picture")
@@ -88,7 +89,7 @@ class CLIPRetrieval(RowsEvaluator):
         places = torch.arange(len(own))
         first = places.new_full((len(counts),), len(own)).scatter_reduce(0, own, places, "amin")
         texts = table.tensor("text")[first].double()
-        return len(counts), compare(table.tensor("picture").double(), texts, own, counts)
+        return own, compare(table.tensor("picture").double(), texts, own, counts)
 
 
 def compare(
@@ -105,18 +106,33 @@ def compare(
         own: The prompt of each picture.
         counts: How many pictures have the prompt.
     """
-    ahead, own_cosine, row = [], [], []
+    found, own_cosine, row = [], [], []
     column = torch.zeros(len(texts), dtype=texts.dtype)
-    for part, place in zip(pictures.split(CHUNK), own.split(CHUNK), strict=True):
+    for first in range(0, len(own), CHUNK):
+        part, place = pictures[first : first + CHUNK], own[first : first + CHUNK]
         cosine = part @ texts.T
         mine = cosine.gather(1, place[:, None])
         foreign = torch.arange(len(texts)) != place[:, None]
-        ahead.append((foreign & (cosine >= mine)).sum(dim=1))
+        found.append(_found(cosine, first))
         own_cosine.append(mine[:, 0])
         row.append((cosine * foreign) @ counts.to(cosine.dtype))
         column += (cosine * foreign).sum(dim=0)
     pairs = (len(own) - counts[own]).to(texts.dtype)
-    return Similarities(torch.cat(ahead), torch.cat(own_cosine), torch.cat(row), column[own], pairs)
+    nearest = Found(*torch.cat(found, dim=1))
+    return Similarities(nearest, torch.cat(own_cosine), torch.cat(row), column[own], pairs)
+
+
+def _found(cosine: Float[Tensor, "B M"], first: int) -> Int[Tensor, "3 R"]:
+    """Find the nearest prompts of pictures, as the rows of `Found`; a tie is no hit of either.
+
+    Args:
+        cosine: Of B pictures with the M different prompts.
+        first: Place of the first of the pictures.
+    """
+    top = cosine.topk(min(MAX_RANK, cosine.shape[1]))
+    ahead = torch.stack([(cosine >= t[:, None]).sum(dim=1) - 1 for t in top.values.T], dim=1)
+    picture, rank = (ahead < MAX_RANK).nonzero().T
+    return torch.stack([first + picture, top.indices[picture, rank], ahead[picture, rank]])
 
 
 def _shuffle_gap(name: str, ids: Sequence[int], found: Similarities) -> Score:

@@ -1,15 +1,15 @@
 """Retrieval: is the nearest real picture the one that the prompt describes?"""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tinydiffusion.evaluators._features import shared_extractor
 from tinydiffusion.evaluators._provenance import provenance
-from tinydiffusion.evaluators._recall import recall_rows
+from tinydiffusion.evaluators._recall import MAX_RANK, Candidates, Found, recall_rows
 from tinydiffusion.evaluators._table import Columns, RowsEvaluator
 from tinydiffusion.protocols import EvalBatch, Score
 
@@ -39,7 +39,7 @@ class Retrieval(RowsEvaluator):
         return {"features": self.extractor(batch["image"]), "prompt": batch["prompt"]}
 
     def compute(self) -> list[Score]:
-        """Rows `retrieval@1` and `retrieval@5`; `details["chance"]` is what guessing reaches.
+        """Compute the rows `retrieval@1` and `retrieval@5`, as `recall_rows` describes them.
 
         Raises:
             ValueError: there are no pictures, or a prompt has no reference picture of its own.
@@ -50,38 +50,82 @@ class Retrieval(RowsEvaluator):
                 f"retrieval needs generated and reference pictures, got {len(generated)} and "
                 f"{len(reference)}"
             )
-        pictures = generated.tensor("features").double()
-        references = reference.tensor("features").double()
-        pairs = zip(pictures, self._own(), strict=True)
-        ahead = torch.tensor([_num_ahead(picture, references, own) for picture, own in pairs])
-        return recall_rows("retrieval", generated.ids(), ahead, len(reference))
+        number = {text: i for i, text in enumerate(dict.fromkeys(generated.text("prompt")))}
+        prompts = torch.tensor([number[text] for text in generated.text("prompt")])
+        gallery = make_gallery(reference.tensor("features"), reference.text("prompt"), number)
+        found = find(generated.tensor("features").double(), gallery)
+        candidates = Candidates(len(reference), gallery.num_own()[prompts])
+        return recall_rows("retrieval", generated.ids(), prompts, found, candidates)
 
     def provenance(self) -> dict[str, Any]:
         """What makes the number comparable."""
         return provenance(self.extractor.spec())
 
-    def _own(self) -> Iterator[Bool[Tensor, "M"]]:
-        """For each prompt in id order, which reference pictures are its own."""
-        reference = self.tables["reference"]
-        _, picture = reference.tensor("features").unique(dim=0, return_inverse=True)
-        places: dict[str, list[int]] = {}
-        for place, caption in enumerate(reference.text("prompt")):
-            places.setdefault(caption, []).append(place)
-        for prompt in self.tables["generated"].text("prompt"):
-            if prompt not in places:
-                raise ValueError(
-                    f"no reference picture has the caption {prompt!r}; retrieval needs prompts "
-                    "that are captions of the reference set"
-                )
-            yield torch.isin(picture, picture[places[prompt]])
+
+class Gallery(NamedTuple):
+    """The U different reference pictures, and which of them are each of the C prompts' own."""
+
+    features: Float[Tensor, "U D"]
+    copies: Int[Tensor, "U"]  # how many reference pictures are this one
+    prompt: Int[Tensor, "P"]  # number of a prompt, in [0, C), rising ...
+    picture: Int[Tensor, "P"]  # ... and place of a picture of its own
+
+    @property
+    def num_prompts(self) -> int:
+        """C; every prompt has a picture."""
+        return int(self.prompt[-1]) + 1
+
+    def num_own(self, counted: Bool[Tensor, "P"] | None = None) -> Int[Tensor, "C"]:
+        """Count the reference pictures that are each prompt's own, of all pairs or of some."""
+        copies = self.copies[self.picture]
+        weights = copies if counted is None else copies * counted
+        return weights.new_zeros(self.num_prompts).index_add(0, self.prompt, weights)
 
 
-def _num_ahead(
-    picture: Float[Tensor, "D"], references: Float[Tensor, "M D"], own: Bool[Tensor, "M"]
-) -> int:
-    """How many foreign reference pictures are at least as near as the nearest own one."""
-    distances = (references - picture).square().sum(dim=1)
-    return int((distances[~own] <= distances[own].min()).sum())
+def make_gallery(
+    features: Float[Tensor, "M D"], captions: Sequence[str], number: dict[str, int]
+) -> Gallery:
+    """Sort out the reference pictures by what they look like and whose own they are.
+
+    Args:
+        features: Of each reference picture.
+        captions: Of each reference picture.
+        number: Different prompt -> its number.
+
+    Raises:
+        ValueError: a prompt has no reference picture of its own.
+    """
+    known = set(captions)
+    if missing := [prompt for prompt in number if prompt not in known]:
+        raise ValueError(
+            f"no reference picture has the caption {missing[0]!r}; retrieval needs prompts "
+            "that are captions of the reference set"
+        )
+    pictures, places, copies = features.unique(dim=0, return_inverse=True, return_counts=True)
+    pairs = zip(captions, places.tolist(), strict=True)
+    own = sorted({(number[caption], place) for caption, place in pairs if caption in number})
+    return Gallery(pictures.double(), copies, *torch.tensor(own).T)
+
+
+def find(pictures: Float[Tensor, "N D"], gallery: Gallery) -> Found:
+    """Find the prompts that have an own reference picture among the nearest of each picture."""
+    rows = []
+    for place, picture in enumerate(pictures):
+        ahead = _num_ahead(picture, gallery)
+        prompt = (ahead < MAX_RANK).nonzero()[:, 0]
+        rows.append(torch.stack([torch.full_like(prompt, place), prompt, ahead[prompt]]))
+    return Found(*torch.cat(rows, dim=1))
+
+
+def _num_ahead(picture: Float[Tensor, "D"], gallery: Gallery) -> Int[Tensor, "C"]:
+    """Count for each prompt the foreign references at least as near as the nearest own one."""
+    distances = (gallery.features - picture).square().sum(dim=1)
+    own = distances[gallery.picture]
+    nearest = own.new_full((gallery.num_prompts,), torch.inf)
+    nearest = nearest.scatter_reduce(0, gallery.prompt, own, "amin")
+    ordered, order = distances.sort()
+    within = gallery.copies[order].cumsum(0)[torch.searchsorted(ordered, nearest, right=True) - 1]
+    return within - gallery.num_own(own == nearest[gallery.prompt])
 
 
 PLUGIN = Retrieval
