@@ -131,7 +131,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     known, overrides = parser.parse_known_args(arguments)
-    settings, notes = config.load_noting(known.config, overrides)
+    from tinydiffusion.commands._config_pictures import load_noting
+
+    settings, notes = load_noting(known.config, overrides)
     from tinydiffusion.commands.train import train
 
     run_dir = known.run_dir or Path("runs") / Path(known.config).stem
