@@ -163,7 +163,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     known, overrides = parsed_with_settings(parser, arguments)
-    settings, notes = config.load_noting(known.config, overrides)
+    from tinydiffusion.commands._config_pictures import load_noting
+
+    settings, notes = load_noting(known.config, overrides)
     run_dir = known.run_dir or Path("runs") / Path(known.config).stem
     check_folder(run_dir)
     from tinydiffusion.commands.train import train

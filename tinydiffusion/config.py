@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tinydiffusion import registry, strict_yaml
-from tinydiffusion.config_pictures import drop_prompts, pictures_of
 from tinydiffusion.durable import replace_file
 from tinydiffusion.registry import shown, type_name
 
@@ -208,22 +207,7 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         ConfigError: a missing file, YAML that cannot be read, an unknown key or a wrong type; one
             line that names the key, the value received and what is allowed.
     """
-    return load_noting(file, overrides)[0]
-
-
-def load_noting(
-    file: str | Path | None = None, overrides: Sequence[str] = ()
-) -> tuple[Config, list[str]]:
-    """Read a config as `load` does, and note what of the file was meant for other pictures.
-
-    Prompts of the file do not outlive its data set: where the overrides name another one and no
-    prompts, `sampling.prompts` is empty.
-
-    Returns:
-        The config, and what the user has to know of it, in lines.
-    """
-    values = to_dict(Config()) | ({} if file is None else _read_file(Path(file)))
-    pictures = pictures_of(values)
+    values = to_dict(Config()) | ({} if file is None else read_file(Path(file)))
     flags = read_flags(overrides)
     for key in flags:
         section, _, option = key.partition(".")
@@ -232,8 +216,7 @@ def load_noting(
             values[section] = {}  # another plug-in has other options
     for key, value in flags.items():
         _put(values, key, value)
-    notes = [] if pictures_of(values) == pictures else drop_prompts(values, flags, str(file))
-    return from_dict(values), notes
+    return from_dict(values)
 
 
 def save(config: Config, file: Path) -> None:
@@ -286,8 +269,12 @@ def plugin(section: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return section["name"], {key: value for key, value in section.items() if key != "name"}
 
 
-def _read_file(file: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file; of an empty one, none."""
+def read_file(file: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; of an empty one, none.
+
+    Raises:
+        ConfigError: a missing file, or YAML that cannot be read.
+    """
     name = str(file) if str(file).isprintable() else repr(str(file))
     try:
         if file.is_dir():
