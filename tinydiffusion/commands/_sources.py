@@ -27,6 +27,11 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     @property
+    def notes(self) -> Mapping[str, int]:
+        """What was done to the pictures that have been read -> to how many of them."""
+        ...
+
+    @property
     def unreadable(self) -> Mapping[str, str]:
         """File name -> reason, of the broken pictures met so far."""
         ...
@@ -40,7 +45,7 @@ class Pictures(Protocol):
         ...
 
     def content_key(self, ids: Sequence[int]) -> str | None:
-        """What the pixels with these numbers depend on, as a hash; None where it is not known."""
+        """What pixels and prompts of these numbers depend on, as a hash; None: not known."""
         ...
 
     def remarks(self) -> list[str]:
@@ -57,6 +62,7 @@ class DatasetPictures:
         self.source, self.dataset = source, dataset
         self._count = len(dataset) if limit is None else min(limit, len(dataset))
         self.prompts: Sequence[str] = ()
+        self.notes: Mapping[str, int] = {}
         self.unreadable: Mapping[str, str] = {}
 
     def __len__(self) -> int:
@@ -108,6 +114,7 @@ class ModelPictures:
     ) -> None:
         self.pipeline, self.prompts, self.seed = pipeline, prompts, seed
         self.block, self.options = batch_size, options
+        self.notes: Mapping[str, int] = {}
         self.unreadable: Mapping[str, str] = {}
         if prompts:
             pipeline.generate_batches(prompts, seed=seed, batch_size=batch_size, **options)
