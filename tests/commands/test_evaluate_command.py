@@ -256,7 +256,8 @@ class Counter:
 class Made:
     """Five black pictures."""
 
-    source, block, prompts, unreadable = "generated", 1, list("abcde"), {}
+    source, block, prompts = "generated", 1, list("abcde")
+    notes, unreadable = {}, {}
 
     def __len__(self):
         return 5

@@ -202,7 +202,7 @@ def _open(source: Path | bytes) -> Iterator[File]:
 def _absence(source: Path) -> str:
     """Say why there is no file, for a link whose fault it is."""
     if source.is_symlink() and not source.exists():
-        return f"a link that leads nowhere: to {source.readlink()}"
+        return f"broken link: to {source.readlink()}"
     return "missing or not a file"
 
 
@@ -243,7 +243,7 @@ def _read_header(file: File) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise UnusablePictureError("too many pixels: over 89 million")
     if image.format == "PNG" and _is_grid(image):
-        raise GridError("a grid of pictures: drawn by tinydiffusion")
+        raise GridError("grid of pictures: drawn by tinydiffusion")
     return image
 
 

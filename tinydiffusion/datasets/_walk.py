@@ -48,9 +48,9 @@ def _obstacle(root: Path, folder: PurePosixPath, read: dict[str, str]) -> str:
     """Say why a folder is not to be read, and note it as read where nothing is in the way."""
     real = _real(root / folder)
     if real in read:
-        return f"a folder that is read already: as {read[real]}"
+        return f"folder read already: as {read[real]}"
     if Path(_real(root)).is_relative_to(real):
-        return f"a linked folder that holds this one: {real}"
+        return f"linked folder around this one: {real}"
     read[real] = str(folder)
     return ""
 
