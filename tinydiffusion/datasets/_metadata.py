@@ -222,4 +222,7 @@ def _delimiter(path: Path, remarks: list[str]) -> str:
 
 
 def _split(header: str, delimiter: str) -> list[str]:
-    return next(csv.reader([header], delimiter=delimiter), [])
+    try:
+        return next(csv.reader([header], delimiter=delimiter), [])
+    except csv.Error:  # reading the table says where
+        return []
