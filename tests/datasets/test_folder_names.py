@@ -75,6 +75,13 @@ def test_metadata_that_is_not_read_is_told_where_captions_are_files(tmp_path, na
     assert reason.startswith("metadata not read: ")
 
 
+def test_pictures_and_caption_files_are_no_misspelt_tables(tmp_path):
+    for name in ("metadata", "metadata.cs"):
+        save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("fine")
+    assert load(tmp_path).skipped == []
+
+
 @pytest.mark.timeout(20)
 def test_a_pipe_in_place_of_metadata_does_not_hang(tmp_path):
     save(tmp_path / "a.png")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from tinydiffusion.datasets._caption_files import USUAL
 from tinydiffusion.datasets._captions import (
     Caption,
     caption_of,
@@ -18,6 +19,7 @@ from tinydiffusion.datasets._captions import (
     texts_of,
     value_of,
 )
+from tinydiffusion.datasets._pictures import is_picture_name
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -61,6 +63,8 @@ def near_metadata(names: Iterable[str]) -> Iterator[tuple[str, str]]:
         if path.name.lower() in METADATA_NAMES:
             if len(path.parts) > 1:
                 yield str(path), "set path to its folder"
+        elif path.suffix.lower() in USUAL or is_picture_name(path.name):
+            continue
         elif near := difflib.get_close_matches(path.name.lower(), METADATA_NAMES, 1, cutoff=0.8):
             yield str(path), f"rename it to {near[0]}"
 
