@@ -19,8 +19,8 @@ from tinydiffusion.commands import sanity
 from tinydiffusion.commands._identity import MAY_CHANGE
 from tinydiffusion.commands._sample_folder import save_samples
 from tinydiffusion.commands.train import EXIT_CODES
-from tinydiffusion.datasets._captions import METADATA_NAMES
-from tinydiffusion.datasets.folder import SIDECARS
+from tinydiffusion.datasets._caption_files import SIDECARS
+from tinydiffusion.datasets._metadata import METADATA_NAMES
 from tinydiffusion.datasets.scenes import ScenesDataset
 from tinydiffusion.diffusion import prediction, schedule, weighting
 from tinydiffusion.diffusion.denoiser import Denoiser

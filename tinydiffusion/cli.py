@@ -290,6 +290,10 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--size", type=count, metavar="N", help="Smallest side that is usable; default 32.")
     add("--caption-column", metavar="NAME", help="Of the metadata; default text.")
+    add(
+        "--captions", choices=["auto", "folder"],
+        help="Where they are: in files (auto, the default), or the names of sub-folders (folder).",
+    )  # fmt: skip
     add("--workers", type=count, default=2, metavar="N", help="Default 2; alters no result.")
     add(
         "--json", type=OutputFile("scan.json", "tinydiffusion.data/"), metavar="FILE",
@@ -310,6 +314,7 @@ def _data(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         settings=settings,
         size=known.size,
         caption_column=known.caption_column,
+        captions=known.captions,
         workers=known.workers,
         json_file=known.json,
         sheet=known.sheet,

@@ -42,6 +42,11 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "model's config, which is the default.",
     )  # fmt: skip
     add(
+        "--caption-column", metavar="NAME",
+        help="Of the metadata of folders; default text, or where that is missing the column that "
+        "the model was trained with.",
+    )  # fmt: skip
+    add(
         "--assume-extractor", metavar="NAME",
         help="What statistics that another program wrote were made with; rows are flagged.",
     )  # fmt: skip
@@ -110,8 +115,8 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from tinydiffusion.commands._targets import Request
     from tinydiffusion.commands.evaluate import evaluate
 
-    given = ("target", "data", "train", "assume_extractor", "num_images", "resize",
-             "guidance_scales", "shard", "state", "save_every", "out", "samples", "seed",
+    given = ("target", "data", "train", "caption_column", "assume_extractor", "num_images",
+             "resize", "guidance_scales", "shard", "state", "save_every", "out", "samples", "seed",
              "batch_size", "device", "precision", "hang_minutes", "trust_plugins",
              "overwrite")  # fmt: skip
     return evaluate(

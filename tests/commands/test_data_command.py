@@ -173,6 +173,30 @@ def test_a_terminal_that_knows_few_letters_is_no_obstacle(tmp_path, monkeypatch)
     assert printed.getvalue().startswith(b"\\u05e2: 1 of 1 pictures load")
 
 
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_what_is_unusual_about_a_folder_is_a_warning(tmp_path, scan):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    picture(0).save(folder / "a.png")
+    (folder / "metadata.csv").write_text("file_name;text\na.png;red\na.png;red\n")
+    printed, _ = scan(folder)
+    assert printed.err.splitlines() == [
+        f"warning: {folder}: metadata.csv: its columns are separated by semicolons, not by commas",
+        f"warning: {folder}: metadata.csv: 1 rows repeat the picture and caption of another",
+    ]
+
+
+def test_class_folders_are_one_set_once_their_names_are_captions(tmp_path, scan, mistake):
+    for name in ("cats/001.png", "dogs/001.png"):
+        (tmp_path / name).parent.mkdir()
+        picture(0).save(tmp_path / name)
+    assert "or set dataset.captions: folder" in mistake("data", str(tmp_path))
+    _, report = scan(tmp_path, "--captions", "folder")
+    assert [(s["path"], s["caption"]) for s in report["samples"]] == [
+        ("cats/001.png", "cats"), ("dogs/001.png", "dogs")
+    ]  # fmt: skip
+
+
 # ---- config, sheet ---------------------------------------------------------------------------
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from picture_toys import CODECS, encode, quadrants, swapped_profile
 from PIL import Image
 
-from tinydiffusion.datasets._captions import MAX_LINE, shown
+from tinydiffusion.datasets._captions import shown
+from tinydiffusion.datasets._metadata import MAX_LINE
 from tinydiffusion.datasets._pictures import UnusablePictureError, load_picture, quiet
 from tinydiffusion.datasets._scan import Found, scan
 from tinydiffusion.datasets.folder import FolderDataset, find_pictures

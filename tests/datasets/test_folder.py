@@ -159,8 +159,8 @@ def test_sidecar_faults_are_skipped(tmp_path):
     dataset = load(tmp_path)
     assert ids(dataset) == ["a.png", "b.png", "c.png"]
     assert dataset.skipped == [
-        ("d.png", "with two captions: d.txt and d.caption"),
-        ("e.png", "without caption"),
+        ("d.png", "with two captions: d.caption and d.txt"),
+        ("e.png", "with an empty caption file: e.txt"),
         ("f.png", "without caption"),
     ]
 
@@ -186,11 +186,11 @@ def test_no_captions_names_the_layouts(tmp_path):
     fails(tmp_path, r"no captions in .*metadata\.jsonl.*metadata\.csv.*a\.txt.*beside a\.png")
 
 
-@pytest.mark.parametrize("name", ["metadata.json1", "metadata.json", "Metadata.jsonl", "meta.csv"])
+@pytest.mark.parametrize("name", ["metadata.json1", "metadata.json", "Metadata.jsnl", "meta.csv"])
 def test_near_miss_names_get_a_hint(tmp_path, name):
     save(tmp_path / "a.png")
     (tmp_path / name).write_text("{}")
-    fails(tmp_path, rf"found {name}: rename it to metadata\.(jsonl|csv)")
+    fails(tmp_path, rf"found {name}: rename it to metadata\.(jsonl|csv|tsv)")
 
 
 def test_metadata_in_sub_folders_gets_a_hint(tmp_path):
@@ -202,7 +202,7 @@ def test_metadata_in_sub_folders_gets_a_hint(tmp_path):
 
 def test_two_metadata_files(folder):
     (folder / "metadata.csv").write_text("file_name,text\n")
-    fails(folder, r"both metadata\.jsonl and metadata\.csv")
+    fails(folder, r"both metadata\.csv and metadata\.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,6 @@ def test_two_metadata_files(folder):
         ('{"file_name": "", "text": "x"}', "file_name must be text"),
         ('{"file_name": "a.png", "text": 3}', "'text' must be text or a list of texts, got 3"),
         ('{"file_name": "a.png", "text": ["x", 3]}', "'text' must be text or a list"),
-        ('{"file_name": "a.png", "text": "x"}', r"'a.png' is already in .*metadata\.jsonl:3"),
         ('{"file_name": "sub//../a.png", "text": "x"}', r"without '\.\.'"),
         ('{"file_name": "../a.png", "text": "x"}', "relative to the folder"),
         ('{"file_name": "/etc/a.png", "text": "x"}', "relative to the folder"),
@@ -243,7 +242,11 @@ def test_bad_jsonl_line_is_named(folder, line, message):
     [
         ("file_name,text\na.png,red, big\n", r"metadata\.csv:2: 3 fields where the header has 2"),
         ('file_name,text\na.png,"red\n', r"metadata\.csv:2: not valid CSV"),
-        ("file_name;text\na.png;red\n", r"metadata\.csv:2: no 'file_name'"),
+        (
+            "file_name;label\na.png;red\n",
+            r"metadata\.csv:2: no 'text'; it has 'file_name', 'label'",
+        ),
+        ("file_name|text\na.png|red\n", r"no captions in .*metadata\.csv: no 'file_name'"),
         ("file_name,text,text\na.png,x,y\n", r"metadata\.csv:1: a column comes twice"),
         ('file_name,text\na.png,ok\nb.png,"open\n\n\n', r"metadata\.csv:3: not valid CSV"),
         ('file_name,text\na.png,"one\ntwo"\nb.png,x,y\n', r"metadata\.csv:4: 3 fields"),
@@ -280,21 +283,39 @@ def test_text_that_is_not_utf8_names_place_and_byte(tmp_path, name, place, conte
     fails(tmp_path, place + message)
 
 
-def test_links_out_of_the_folder(tmp_path):
-    save(tmp_path / "outside/secret.png")
+def test_links_lead_where_they_were_made_to_lead(tmp_path):
+    save(tmp_path / "outside/far.png")
+    (tmp_path / "outside/far.txt").write_text("far")
     for name in ("a.png", "b.png", "c.png"):
         save(tmp_path / "set" / name)
         (tmp_path / "set" / name).with_suffix(".txt").write_text(name)
-    (tmp_path / "set/inside.png").symlink_to("a.png")
-    (tmp_path / "set/inside.txt").symlink_to("a.txt")
-    (tmp_path / "set/link.png").symlink_to("../outside/secret.png")
+    for name in ("link.png", "link.txt"):
+        (tmp_path / "set" / name).symlink_to(f"../outside/far{name[-4:]}")
+    for name in ("dangling", "loop"):
+        (tmp_path / f"set/{name}.txt").write_text(name)
     (tmp_path / "set/dangling.png").symlink_to("nowhere.png")
     (tmp_path / "set/loop.png").symlink_to("loop.png")
     dataset = load(tmp_path / "set")
-    assert ids(dataset) == ["a.png", "b.png", "c.png", "inside.png"]
-    assert [s.path for s in dataset.skipped] == ["dangling.png", "link.png", "loop.png"]
-    write_jsonl(tmp_path / "set", row("a.png"), row("link.png"))
-    fails(tmp_path / "set", r"metadata\.jsonl:2: file_name 'link.png' leads out of the folder")
+    assert ids(dataset) == ["a.png", "b.png", "c.png", "link.png"]
+    assert captions(dataset)[-1] == "far"
+    assert dataset.skipped == [
+        ("dangling.png", "broken link: to nowhere.png"),
+        ("loop.png", "broken link: to loop.png"),
+    ]
+    write_jsonl(tmp_path / "set", row("a.png", "ay"), row("link.png", "linked"), row("b.png"))
+    assert captions(load(tmp_path / "set")) == ["ay", "a picture", "linked"]
+
+
+def test_a_snapshot_of_the_hugging_face_cache(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots/abc"
+    snapshot.mkdir(parents=True)
+    for name in "ab":
+        save(blobs / name)
+        (snapshot / f"{name}.png").symlink_to(f"../../blobs/{name}")
+    write_jsonl(blobs, row("a.png"), row("b.png"))
+    (blobs / "metadata.jsonl").rename(blobs / "c")
+    (snapshot / "metadata.jsonl").symlink_to("../../blobs/c")
+    assert ids(load(snapshot)) == ["a.png", "b.png"]
 
 
 def test_one_bad_caption_file_costs_its_picture_alone(tmp_path):
@@ -329,3 +350,142 @@ def test_one_bad_caption_file_costs_its_picture_alone(tmp_path):
 )
 def test_options_out_of_range(folder, options, message):
     fails(folder, message, **options)
+
+
+# ---- captions under other names and in other tables ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.TXT", "red"),
+        ("a.Txt", "red"),
+        ("a.png.txt", "red"),
+        ("a.png.caption", "red"),
+        ("a.json", '{"text": "red", "width": 8}'),
+        ("a.json", '{"caption": "red"}'),
+        ("a.png.JSON", '{"prompt": " red "}'),
+    ],
+)
+def test_captions_under_near_names_are_read_and_said(tmp_path, name, content):
+    save(tmp_path / "a.png")
+    (tmp_path / name).write_text(content)
+    with pytest.warns(match=f"captions of 1 pictures are in files like {name}"):
+        assert captions(load(tmp_path)) == ["red"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"caption": "red", "prompt": "blue"}', "a.json: has caption and prompt; say which key"),
+        ('{"label": "red"}', "a.json: no 'text'; it has 'label'; say which key"),
+        ('{"text": 3}', "a.json: 'text' must be text"),
+        ("[3]", "a.json: must be an object"),
+        (" ", "a.json: not valid JSON"),
+        (json.dumps("x" * 2**20), "a.json has over 1048576 bytes"),
+    ],
+)
+def test_json_that_is_in_doubt_costs_its_picture_and_says_why(tmp_path, content, reason):
+    for name in "ab":
+        save(tmp_path / f"{name}.png")
+    (tmp_path / "b.txt").write_text("blue")
+    (tmp_path / "a.json").write_text(content)
+    ((picture, said),) = load(tmp_path).skipped
+    assert picture == "a.png"
+    assert said.startswith(f"unreadable caption: {reason}")
+
+
+def test_text_beside_json_is_the_caption(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("red")
+    (tmp_path / "a.json").write_text('{"text": "blue"}')
+    assert captions(load(tmp_path)) == ["red"]
+
+
+def test_two_caption_files_of_any_names_are_in_doubt(tmp_path):
+    for name in "abc":
+        save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "a.png.txt").write_text("another")
+    assert load(tmp_path).skipped == [("a.png", "with two captions: a.txt and a.png.txt")]
+
+
+def test_empty_caption_files_are_called_empty(tmp_path):
+    for name in "abc":
+        save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").touch()
+    fails(tmp_path, r"no captions in .*: 3 caption files are empty \(first a\.txt\)")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.tsv", "METADATA.CSV"])
+@pytest.mark.parametrize(("delimiter", "word"), [(",", "comma"), (";", "semicolon"), ("\t", "tab")])
+def test_tables_are_read_by_the_delimiter_that_they_have(tmp_path, name, delimiter, word):
+    save(tmp_path / "a.png")
+    (tmp_path / name).write_text(f"file_name{delimiter}text\na.png{delimiter}red\n")
+    usual = "tab" if name.endswith("tsv") else "comma"
+    if word == usual:
+        assert captions(load(tmp_path)) == ["red"]
+    else:
+        with pytest.warns(match=f"{name}: its columns are separated by {word}s, not by {usual}s"):
+            assert captions(load(tmp_path)) == ["red"]
+
+
+def test_rows_of_one_picture_are_its_captions_in_every_kind_of_table(tmp_path):
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name)
+    rows = [("a.png", "red"), ("b.png", "blue"), ("a.png", "a red one"), ("a.png", "red")]
+    lines = ["file_name,text", *(",".join(each) for each in rows)]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    with pytest.warns(match="1 rows repeat the picture and caption of another"):
+        assert captions(load(tmp_path)) == [["red", "a red one"], "blue"]
+    (tmp_path / "metadata.csv").unlink()
+    write_jsonl(tmp_path, row("a.png", ["red", "rot"]), row("b.png", ""), row("./a.png", "rouge"),
+                row("b.png", "blue"))  # fmt: skip
+    assert captions(load(tmp_path)) == [["red", "rot", "rouge"], "blue"]
+
+
+def test_a_table_about_something_else_leaves_caption_files_in_force(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("id,label\n0,cat\n")
+    fails(tmp_path, "no captions in .*: metadata.csv: no 'file_name'; it has 'id', 'label'")
+    (tmp_path / "a.txt").write_text("red")
+    with pytest.warns(match="not read as metadata: metadata.csv: no 'file_name'"):
+        assert captions(load(tmp_path)) == ["red"]
+
+
+def test_a_caption_column_without_a_table_is_of_no_use(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("red")
+    with pytest.warns(match="caption_column 'title' is of no use"):
+        load(tmp_path, caption_column="title")
+
+
+# ---- names of folders ------------------------------------------------------------------------
+
+
+def test_names_of_folders_are_captions_where_that_is_asked_for(tmp_path):
+    for name in ("cats/001.png", "wild/big_black-dogs/x.png", "top.png"):
+        save(tmp_path / name)
+    (tmp_path / "cats/001.txt").write_text("a cat")
+    with pytest.warns(match=r"caption files not read: 1 \(first cats/001\.txt\)"):
+        dataset = load(tmp_path, captions="folder")
+    assert captions(dataset) == ["cats", "big black dogs"]
+    assert dataset.skipped == [
+        ("top.png", "without caption: in no sub-folder whose name would be one")
+    ]
+    fails(tmp_path, "captions must be one of auto, folder, got 'file'", captions="file")
+
+
+def test_class_folders_are_told_the_option(tmp_path):
+    for name in ("cats/001.png", "dogs/001.png"):
+        save(tmp_path / name)
+    fails(tmp_path, "no captions in .*; or set dataset.captions: folder")
+    save(tmp_path / "top.png")
+    with pytest.raises(ValueError, match="no captions in") as caught:
+        load(tmp_path)
+    assert "captions: folder" not in str(caught.value)
+
+
+def test_pictures_outside_of_every_folder_have_no_name(tmp_path):
+    save(tmp_path / "a.png")
+    fails(tmp_path, "captions: folder takes them from sub-folders' names", captions="folder")

@@ -63,7 +63,7 @@ def test_names_that_are_not_unicode_may_be_listed(tmp_path):
     assert ids(load(tmp_path)) == [name]
 
 
-@pytest.mark.parametrize("name", ["metadata.json1", "sub/metadata.jsonl", "Metadata.csv"])
+@pytest.mark.parametrize("name", ["metadata.json1", "sub/metadata.jsonl", "Metadata.cvs"])
 def test_metadata_that_is_not_read_is_told_where_captions_are_files(tmp_path, name):
     for letter in "ab":
         save(tmp_path / f"{letter}.png")
@@ -73,6 +73,13 @@ def test_metadata_that_is_not_read_is_told_where_captions_are_files(tmp_path, na
     ((path, reason),) = load(tmp_path).skipped
     assert path == name
     assert reason.startswith("metadata not read: ")
+
+
+def test_pictures_and_caption_files_are_no_misspelt_tables(tmp_path):
+    for name in ("metadata", "metadata.cs"):
+        save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("fine")
+    assert load(tmp_path).skipped == []
 
 
 @pytest.mark.timeout(20)
@@ -98,13 +105,41 @@ def test_a_caption_of_ten_megabytes_costs_its_picture_alone(tmp_path, kind):
     assert dataset.skipped == [("a.png", "with a caption over 10000 characters")]
 
 
-def test_linked_folders_are_not_followed_but_told(tmp_path):
-    (tmp_path / "set").mkdir()
-    (tmp_path / "more").mkdir()
-    for name in ("set/a", "set/b", "more/c"):
+def test_every_folder_is_read_once_however_links_lead_to_it(tmp_path):
+    for folder in ("set/own", "more/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("set/a", "set/e", "set/own/b", "more/c", "more/deep/d"):
         save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(name)
-    (tmp_path / "set/more").symlink_to("../more")
+    for name, target in {
+        "1-more": "../more", "2-deep": "../more/deep", "3-own": "own", "4-self": ".", "5-up": "..",
+        "own/6-back": "..", "own/7-link": "7-link",
+    }.items():  # fmt: skip
+        (tmp_path / "set" / name).symlink_to(target)
     dataset = load(tmp_path / "set")
-    assert ids(dataset) == ["a.png", "b.png"]
-    assert dataset.skipped == [("more", "a linked folder")]
+    assert ids(dataset) == ["1-more/c.png", "1-more/deep/d.png", "a.png", "e.png", "own/b.png"]
+    up = f"linked folder around this one: {tmp_path.resolve()}"
+    already = "folder read already: as "
+    assert dict(dataset.skipped) == {
+        "2-deep": f"{already}1-more/deep",
+        "3-own": f"{already}own",
+        "4-self": f"{already}.",
+        "5-up": up,
+        "own/6-back": f"{already}.",
+    }
+
+
+def test_a_linked_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    save(tmp_path / "set/a.png")
+    (tmp_path / "set/sub").mkdir()
+    scan = os.scandir
+
+    def refusing(path):
+        if os.fspath(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ValueError, match=r"cannot read folder .*sub: Permission denied"):
+        load(tmp_path / "set")

@@ -293,9 +293,11 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "dangling.png").symlink_to("nowhere.png")
-    for name in ("pipe.png", "folder.png", "dangling.png"):
+    for name in ("pipe.png", "folder.png", "nowhere.png"):
         with pytest.raises(UnusablePictureError, match=r"^missing or not a file$"):
             load_picture(tmp_path / name)
+    with pytest.raises(UnusablePictureError, match=r"^broken link: to nowhere\.png$"):
+        load_picture(tmp_path / "dangling.png")
     (tmp_path / "closed.png").write_bytes(encode(quadrants()))
 
     def refuse(path, mode):

@@ -1,35 +1,39 @@
 """The pictures of any folder, with captions or without, decoded as they are needed."""
 
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from tinydiffusion.build import spread
 from tinydiffusion.commands._shards import MANIFEST
 from tinydiffusion.commands._sources import eval_batch
 from tinydiffusion.config import ConfigError
-from tinydiffusion.datasets._captions import METADATA_NAMES, read_caption, read_metadata
+from tinydiffusion.datasets._caption_files import NO_CAPTION
+from tinydiffusion.datasets._captions import Caption, texts_of
 from tinydiffusion.datasets._colours import UnusablePictureError
+from tinydiffusion.datasets._packed import describe
+from tinydiffusion.datasets._picture_folder import PictureFolder, read_folder
 from tinydiffusion.datasets._pictures import (
-    DECODE_ERRORS,
-    center_crop,
-    is_picture_name,
+    GridError,
+    Picture,
+    fit_to,
     load_picture,
+    picture_sha256,
     quiet,
-    resize_shorter_side,
+    upright_size,
 )
-from tinydiffusion.datasets.folder import SIDECARS
+from tinydiffusion.datasets._scan import Skipped, check_caption
 from tinydiffusion.protocols import EvalBatch
 
 MIN_PICTURES = 2
@@ -43,26 +47,39 @@ class File(NamedTuple):
 
     name: str  # relative to the folder, with forward slashes
     sha256: str
-    size: tuple[int, int]  # width and height by its header; UNSET where it has none
+    size: tuple[int, int]  # width and height once upright, by its header; UNSET where it has none
 
 
 class FolderPictures:
     """The pictures of a folder and its sub-folders, numbered in the order of their names.
 
-    Where `metadata.jsonl` or `metadata.csv` lists the pictures, these are the pictures, and their
-    `text` the prompts; else all of them are, a `.txt` file beside one being its prompt. Colours are
-    those of the `folder` data set: sRGB, transparency on white, more than 8 bits scaled.
+    Pictures and captions are found, and pictures decoded, as the data set `folder` does it for
+    training, but a picture needs no caption: its first one is its prompt.
 
     Args:
         source: See `protocols.SOURCES`.
         folder: Where they lie.
-        resize: Side of the square that pictures are resized and cropped to; None = as they are.
-        limit: Take the first so many; None takes all.
+        size: Height and width that pictures are resized and cropped to; None = as they are.
+        limit: Take so many, spread over the folder; None takes all.
+        columns: Of metadata, where prompts may be; the first one that is there is read.
+        class_folders: Whether sub-folders' names are the prompts where there are no captions.
         console: For the progress bar.
 
+    Attributes:
+        files: What is measured.
+        prompts: One per picture, empty where there is none.
+        left_out: What is not measured, with the reason.
+        uncaptioned: Name of a measured picture -> why it has no prompt.
+        columns: Those of the folder's metadata, and keys of its JSON.
+        refusal: Why the folder gives no prompts, empty where it does.
+        sizes: Width and height -> first picture of that size.
+        notes: What was done to pictures that were read -> to how many.
+        unreadable: Name -> reason, of the broken pictures met so far.
+
     Raises:
-        ConfigError: no such folder, fewer than two readable pictures, or sizes differ and `resize`
-            is None.
+        ConfigError: the folder of a run, fewer than two readable pictures, or sizes differ and
+            `size` is None.
+        ValueError: see `read_folder`.
     """
 
     block = 1
@@ -72,20 +89,24 @@ class FolderPictures:
         source: str,
         folder: Path,
         *,
-        resize: int | None = None,
+        size: tuple[int, int] | None = None,
         limit: int | None = None,
+        columns: Sequence[str] = ("text",),
+        class_folders: bool = False,
         console: Console,
     ) -> None:
-        if resize is not None and not 1 <= resize <= MAX_RESIZE:
-            raise ConfigError(f"--resize must be in [1, {MAX_RESIZE}], got {resize}")
-        self.source, self.folder, self.resize = source, folder, resize
-        captions, self.unlisted = _find(folder)
-        names = sorted(captions)[:limit]
-        files = track(names, f"checking {source}", console=console, disable=not console.is_terminal)
-        self.files = [_look_at(folder, name) for name in files]
-        self.prompts: Sequence[str] = [captions[name] for name in names]
+        if size is not None and not 1 <= min(size) <= max(size) <= MAX_RESIZE:
+            raise ConfigError(f"--resize must be in [1, {MAX_RESIZE}], got {size[1]}")
+        _check_kind(folder)
+        self.source, self.folder, self.size = source, folder, size
+        contents = _read(folder, columns, class_folders)
+        self.refusal, self.columns = contents.refusal, contents.columns
+        self._remarks = list(contents.remarks)
+        self.left_out, self.uncaptioned = list(contents.skipped), dict[str, str]()
+        self.notes, self._caption_notes = Counter[str](), Counter[str]()
         self.unreadable: dict[str, str] = {}
-        self.notes: dict[str, int] = {}
+        self.files: list[File] = []
+        self.prompts: Sequence[str] = self._take(contents, limit, console)
         self.sizes = {file.size: file.name for file in reversed(self.files) if file.size != UNSET}
         self._check()
 
@@ -95,18 +116,25 @@ class FolderPictures:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(3, height, width) of every picture."""
-        width, height = (self.resize, self.resize) if self.resize else next(iter(self.sizes))
+        height, width = self.size or next(iter(self.sizes))[::-1]
         return 3, height, width
 
     def read(self, ids: Sequence[int]) -> EvalBatch:
-        """The pictures with these numbers; the broken ones are left out and noted."""
+        """Decode the pictures with these numbers; the broken ones are left out and noted."""
         with quiet(), ThreadPoolExecutor(WORKERS) as pool:
-            images = list(pool.map(self._load, ids))
-        kept = [(i, image) for i, image in zip(ids, images, strict=True) if image is not None]
+            loaded = list(pool.map(self._load, ids))
+        kept: list[int] = []
+        images: list[Tensor] = []
+        for number, picture in zip(ids, loaded, strict=True):
+            if isinstance(picture, UnusablePictureError):
+                self.unreadable[self.files[number].name] = str(picture)
+            else:
+                kept.append(number)
+                images.append(torch.from_numpy(np.array(picture.image)).permute(2, 0, 1))
+                self.notes.update(picture.notes)
         none = torch.zeros(0, *self.shape, dtype=torch.uint8)
-        pictures = torch.stack([image for _, image in kept]) if kept else none
-        numbers = [i for i, _ in kept]
-        return eval_batch(self.source, numbers, pictures, [self.prompts[i] for i in numbers])
+        pictures = torch.stack(images) if images else none
+        return eval_batch(self.source, kept, pictures, [self.prompts[i] for i in kept])
 
     def about(self) -> dict[str, Any]:
         """Path, number, shape, content and resize."""
@@ -114,31 +142,73 @@ class FolderPictures:
             "path": str(self.folder),
             "n": len(self),
             "shape": list(self.shape),
-            "sha256": self.content_key(range(len(self))),
+            "sha256": self._pixels_key(range(len(self))),
             "resize": self._resize_name(),
         }
 
     def content_key(self, ids: Sequence[int]) -> str:
-        """SHA-256 of the files' contents in their order, and of the resize."""
+        """Hash the files' contents in their order, the resize and the prompts."""
+        content = json.dumps([self._pixels_key(ids), [self.prompts[i] for i in ids]])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _pixels_key(self, ids: Sequence[int]) -> str:
         digests = [self.files[i].sha256 for i in ids]
         content = json.dumps([digests, list(self.shape), self._resize_name()])
         return hashlib.sha256(content.encode()).hexdigest()
 
+    def unprompted(self) -> list[Skipped]:
+        """List the pictures that have no prompt, with the reason."""
+        return [Skipped(*item) for item in self.uncaptioned.items()]
+
     def remarks(self) -> list[str]:
-        """Broken pictures by name, what was done to others, and what was left out."""
-        said = [f"{self.folder}: {count} pictures: {note}" for note, count in self.notes.items()]
-        if self.unlisted:
-            said.append(f"{self.folder}: {self.unlisted} pictures that its metadata does not list")
+        """Say what was left out, what was done to pictures, and which cannot be read."""
+        notes = [*self._caption_notes.items(), *self.notes.items()]
+        said = [*self._remarks, *(f"{n} pictures: {note}" for note, n in notes)]
+        if self.left_out:
+            said.append(f"left out: {describe(self.left_out)}")
+        captions_meant = any(self.prompts) or set(self.uncaptioned.values()) - {NO_CAPTION}
+        if captions_meant and self.uncaptioned:
+            said.append(f"measured without a prompt: {describe(self.unprompted())}")
         if self.unreadable:
-            first = "; ".join(f"{name}: {why}" for name, why in list(self.unreadable.items())[:3])
+            broken = [Skipped(*item) for item in sorted(self.unreadable.items())]
             said.append(
-                f"{self.folder}: {len(self.unreadable)} of {len(self)} pictures cannot be read and "
-                f"are not measured ({first})"
+                f"{len(broken)} of {len(self)} pictures cannot be read and are not measured: "
+                f"{describe(broken)}"
             )
-        return said
+        return [f"{self.folder}: {remark}" for remark in said]
+
+    def _take(self, contents: PictureFolder, limit: int | None, console: Console) -> list[str]:
+        """Look at the files to be measured, and return their prompts."""
+        prompts = []
+        count = len(contents.pictures)
+        places = range(count) if limit is None else spread(count, limit)
+        if len(places) < count:
+            self._remarks.append(f"{len(places)} of {count} pictures, spread over the folder")
+        bar = f"checking {self.source}"
+        for place in track(places, bar, console=console, disable=not console.is_terminal):
+            name, _, caption = contents.pictures[place]
+            try:
+                self.files.append(_look_at(self.folder, name))
+            except GridError as error:
+                self.left_out.append(Skipped(name, str(error)))
+                continue
+            prompts.append(self._prompt(name, caption, contents.uncaptioned.get(name, "")))
+        return prompts
+
+    def _prompt(self, name: str, caption: Caption, fault: str) -> str:
+        """Take the first caption as training reads it, and note where there is none."""
+        if not fault:
+            try:
+                caption, notes = check_caption(caption)
+                self._caption_notes.update(notes)
+                return texts_of(caption)[0]
+            except UnusablePictureError as error:
+                fault = str(error)
+        self.uncaptioned[name] = fault
+        return ""
 
     def _check(self) -> None:
-        if len(self.sizes) > 1 and self.resize is None:
+        if len(self.sizes) > 1 and self.size is None:
             (first, a), (second, b) = list(self.sizes.items())[:2]
             raise ConfigError(
                 f"{self.folder} holds pictures of several sizes: {a} is {_by(first)}, {b} is "
@@ -148,94 +218,80 @@ class FolderPictures:
         if readable < MIN_PICTURES:
             broken = [file.name for file in self.files if file.size == UNSET]
             detail = f", and {broken[0]} cannot be read" if broken else ""
+            detail += f", left out: {describe(self.left_out)}" if self.left_out else ""
             count = f"{readable} picture{'s' if readable != 1 else ''}"
             raise ConfigError(
                 f"{self.folder} holds {count}{detail}; a metric needs at least {MIN_PICTURES}"
             )
 
-    def _load(self, number: int) -> UInt8[Tensor, "3 H W"] | None:
+    def _load(self, number: int) -> Picture | UnusablePictureError:
         file = self.files[number]
         try:
-            picture = load_picture(self.folder / file.name, sha256=file.sha256)
-            image = self._fit(picture.image)
+            picture = load_picture(self.folder / file.name, self._side(), file.sha256)
+            return picture._replace(image=self._fit(picture.image))
         except UnusablePictureError as error:
-            self.unreadable[file.name] = str(error)
-            return None
-        for note in picture.notes:
-            self.notes[note] = self.notes.get(note, 0) + 1
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            return error
+
+    def _side(self) -> int | None:
+        """Shorter side that pictures are decoded at, as in training; of squares alone."""
+        return self.size[0] if self.size is not None and self.size[0] == self.size[1] else None
 
     def _fit(self, image: Image.Image) -> Image.Image:
-        if self.resize is not None:
-            return center_crop(resize_shorter_side(image, self.resize), self.resize)
-        if image.size != (self.shape[2], self.shape[1]):  # turned as EXIF says
-            raise UnusablePictureError(
-                f"{_by(image.size)} once upright, not {_by((self.shape[2], self.shape[1]))}"
-            )
+        if self.size is not None:
+            return fit_to(image, self.size, "crop")
+        if image.size != (expected := (self.shape[2], self.shape[1])):
+            raise UnusablePictureError(f"{_by(image.size)} once decoded: not {_by(expected)}")
         return image
 
     def _resize_name(self) -> str | None:
-        if self.resize is None or set(self.sizes) == {(self.resize, self.resize)}:
+        if self.size is None:
             return None
-        return f"shorter side to {self.resize} (PIL Lanczos, reducing gap 3), centre crop"
+        height, width = self.size
+        if set(self.sizes) == {(width, height)}:
+            return None
+        to = f"shorter side to {height}" if self._side() else f"to cover {_by((width, height))}"
+        return f"{to} (PIL Lanczos, reducing gap 3; JPEG draft), centre crop"
 
 
-def _find(folder: Path) -> tuple[dict[str, str], int]:
-    """File name -> prompt, and how many pictures the folder's metadata does not list."""
-    if not folder.exists():
-        raise ConfigError(f"no such folder: {folder}")
-    if not folder.is_dir():
-        raise ConfigError(f"not a folder: {folder}; give the folder that holds the pictures")
-    names = {name for name in _names(folder) if is_picture_name(name)}
-    if not names:
-        raise ConfigError(f"{folder} holds no pictures")
+def _check_kind(folder: Path) -> None:
+    """Refuse folders whose pictures are something else than pictures to be measured.
+
+    Raises:
+        ConfigError: the folder of a run, or shards of samples.
+    """
+    of_run = ("metrics.jsonl", "checkpoints")
+    if (folder / "config.yaml").is_file() and any((folder / name).exists() for name in of_run):
+        model = folder / "model"
+        its = f"its model is {model}" if model.is_dir() else "it has no finished model yet"
+        raise ConfigError(f"{folder} is the folder of a run, not of pictures to measure; {its}")
     if next(folder.glob(f"*/{MANIFEST}"), None) is not None:
         raise ConfigError(
             f"{folder} holds shards of samples; put them together with merge-samples first"
         )
-    for metadata in METADATA_NAMES:
-        if (folder / metadata).is_file():
-            captions = _listed(folder / metadata)
-            return captions, len(names - captions.keys())
-    return {name: _sidecar(folder, name) for name in names}, 0
 
 
-def _names(folder: Path) -> Iterable[str]:
-    for file in folder.rglob("*"):
-        relative = file.relative_to(folder)
-        if not any(part.startswith(".") for part in relative.parts) and file.is_file():
-            yield relative.as_posix()
-
-
-def _listed(metadata: Path) -> dict[str, str]:
-    rows = read_metadata(metadata, "text")
-    return {row.file_name: next(iter(_texts(row.caption)), "") for row in rows}
-
-
-def _texts(caption: str | list[str]) -> list[str]:
-    return [caption] if isinstance(caption, str) else caption
-
-
-def _sidecar(folder: Path, name: str) -> str:
-    """The first caption file beside the picture, if there is one."""
-    for suffix in SIDECARS:
-        file = folder / PurePosixPath(name).with_suffix(suffix)
-        if file.is_file():
-            return read_caption(file).strip()
-    return ""
+def _read(folder: Path, columns: Sequence[str], class_folders: bool) -> PictureFolder:
+    found = read_folder(folder, columns)
+    if class_folders and not any(picture.caption for picture in found.pictures):
+        found = read_folder(folder, columns, "folder")
+        found.remarks.append("prompts are the names of its sub-folders")
+    return found
 
 
 def _look_at(folder: Path, name: str) -> File:
-    """The file's content hash and size by its header; what is wrong shows when it is decoded."""
+    """Read the file's content hash and size; what is wrong with it shows when it is decoded.
+
+    Raises:
+        GridError: it is not a picture to be measured.
+    """
+    sha256 = "unreadable"
     try:
-        data = (folder / name).read_bytes()
-    except OSError:
-        return File(name, "unreadable", UNSET)
-    sha256 = hashlib.sha256(data).hexdigest()
-    try:
-        with quiet(), Image.open(io.BytesIO(data)) as image:
-            return File(name, sha256, image.size)
-    except (*DECODE_ERRORS, Image.DecompressionBombError):
+        sha256 = picture_sha256(folder / name)
+        with quiet():
+            return File(name, sha256, upright_size(folder / name))
+    except GridError:
+        raise
+    except UnusablePictureError:
         return File(name, sha256, UNSET)
 
 

@@ -52,7 +52,7 @@ def open_source(section: dict[str, Any]) -> Source:
     name, options = plugin(section)
     column = options.get("caption_column", CAPTION_COLUMN)
     if name == "folder":
-        pictures = find_pictures(Path(options["path"]), column)
+        pictures = find_pictures(Path(options["path"]), column, options.get("captions", "auto"))
         return Source(lambda start: islice(pictures, start, None), options.get("limit"))
     if name == "tar":
         root, shards = find_shards(Path(options["path"]))

@@ -12,7 +12,7 @@ from tinydiffusion.commands._sources import Pictures
 from tinydiffusion.datasets._cache import read_entry, write_entry
 from tinydiffusion.protocols import SOURCES, EvaluatorState
 
-SCHEMA = "tinydiffusion.eval-reference/1"
+SCHEMA = "tinydiffusion.eval-reference/2"
 KEPT = ("reference", "train")
 
 
@@ -31,7 +31,8 @@ def take_states(measurement: Measurement, pictures: Pictures, ids: Sequence[int]
             known: EvaluatorState = {k: (tensors[k], how) for k, how in about["merging"].items()}
             evaluator.load_state({**evaluator.state(), **known})
             measurement.given[pictures.source].add(name)
-            remarks += [remark for remark in about["remarks"] if remark not in remarks]
+            said = [f"{n} {pictures.source} pictures: {note}" for note, n in about["notes"].items()]
+            remarks += [remark for remark in said if remark not in remarks]
     return remarks
 
 
@@ -49,7 +50,7 @@ def keep_states(measurement: Measurement, pictures: Pictures, ids: Sequence[int]
                 continue
             tensors = {k: tensor.cpu().contiguous().clone() for k, (tensor, _) in state.items()}
             merging = {k: how for k, (_, how) in state.items()}
-            about = {"merging": merging, "remarks": pictures.remarks()}
+            about = {"merging": merging, "notes": dict(pictures.notes)}
             write_entry(key, about, bytearray(save(tensors)))
 
 
@@ -65,7 +66,7 @@ def _not_begun(measurement: Measurement, pictures: Pictures) -> bool:
 
 
 def _key(measurement: Measurement, name: str, pictures: Pictures, ids: Sequence[int]) -> str | None:
-    """Named by files, resize, evaluator, its extractor and its weights; never by a path."""
+    """Named by files, prompts, resize, evaluator, extractor and weights; never by a path."""
     content = pictures.content_key(ids)
     if pictures.source not in KEPT or content is None:
         return None

@@ -28,6 +28,11 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     @property
+    def notes(self) -> Mapping[str, int]:
+        """What was done to the pictures that have been read -> to how many of them."""
+        ...
+
+    @property
     def unreadable(self) -> Mapping[str, str]:
         """File name -> reason, of the broken pictures met so far."""
         ...
@@ -41,7 +46,7 @@ class Pictures(Protocol):
         ...
 
     def content_key(self, ids: Sequence[int]) -> str | None:
-        """What the pixels with these numbers depend on, as a hash; None where it is not known."""
+        """What pixels and prompts of these numbers depend on, as a hash; None: not known."""
         ...
 
     def remarks(self) -> list[str]:
@@ -58,6 +63,7 @@ class DatasetPictures:
         self.source, self.dataset = source, dataset
         self._count = len(dataset) if limit is None else min(limit, len(dataset))
         self.prompts: Sequence[str] = ()
+        self.notes: Mapping[str, int] = {}
         self.unreadable: Mapping[str, str] = {}
 
     def __len__(self) -> int:
@@ -122,6 +128,7 @@ class ModelPictures:
     ) -> None:
         self.pipeline, self.prompts, self.seed = pipeline, prompts, seed
         self.block, self.sampling = batch_size, sampling or pipeline.config.sampling
+        self.notes: Mapping[str, int] = {}
         self.unreadable: Mapping[str, str] = {}
         if prompts:
             pipeline.generate_batches(

@@ -20,15 +20,18 @@ from tinydiffusion.commands._sources import (
     evaluation_prompts,
 )
 from tinydiffusion.commands._statistics_file import StatisticsFile
-from tinydiffusion.config import ConfigError
+from tinydiffusion.config import ConfigError, plugin
+from tinydiffusion.datasets._packed import describe
 from tinydiffusion.model_folder.finding import find_model
 from tinydiffusion.model_folder.layout import INDEX
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes
 from tinydiffusion.protocols import Dataset
+from tinydiffusion.registry import suggest
 from tinydiffusion.training.precision import Precision
 
 NUM_IMAGES = 512
+TEXT = "text"  # the column of captions where no other is named
 MAX_REFERENCE = 10**8
 
 
@@ -41,6 +44,7 @@ class Request:
     options: dict[str, dict[str, Any]]
     data: str | None
     train: str | None
+    caption_column: str | None
     assume_extractor: str | None
     num_images: int | None
     prompts: list[str]  # of a file; empty where there is none
@@ -91,9 +95,22 @@ def open_target(
     if request.samples is not None:
         _make_samples(request, target, console, processes)
     with processes.together():
+        _check_column(request, target)
         told = {"target": str(request.target), "data": request.data, "train": request.train}
         target.describe(measurement, told)
     return target
+
+
+def _check_column(request: Request, target: Target) -> None:
+    """Raise ConfigError where no folder has the caption column that is asked for."""
+    folders = [each for each in target.sources() if isinstance(each, FolderPictures)]
+    column, there = request.caption_column, [name for each in folders for name in each.columns]
+    if column is not None and column not in there:
+        listed = ", ".join(map(repr, dict.fromkeys(there))) or "none"
+        raise ConfigError(
+            f"--caption-column {column}: no metadata has it{suggest(column, there)}; the columns "
+            f"are {listed}"
+        )
 
 
 # ---- a model ---------------------------------------------------------------------------------
@@ -171,7 +188,7 @@ def _reference_of_model(
     """The pictures to compare with, in the model's size."""
     config, size, data = pipeline.config, pipeline.image_shape[-1], request.data
     if data not in (None, "train", "validation"):
-        return FolderPictures("reference", Path(data), resize=size, console=console)
+        return _folder_for_model("reference", data, pipeline, request, console)
     if data != "train" and config.validation is None:
         raise ConfigError("the model's config has no validation set; name one with --data")
     section = {**config.dataset, **({} if data == "train" else config.validation or {})}
@@ -191,8 +208,7 @@ def _captioned(reference: DatasetPictures | FolderPictures) -> Dataset:
         return reference.dataset
     if not any(reference.prompts):
         raise ConfigError(
-            f"no captions in {reference.folder}: they are the model's prompts; list them in "
-            "metadata.jsonl"
+            f"a model's prompts are captions of the reference: {_lack_of_prompts(reference)}"
         )
     return _Captions(reference)
 
@@ -219,8 +235,30 @@ def _train_of_model(
         return None
     if request.train in (None, "train"):
         return DatasetPictures("train", build_dataset(pipeline.config.dataset))
-    size = pipeline.image_shape[-1]
-    return FolderPictures("train", Path(request.train), resize=size, console=console)
+    return _folder_for_model("train", request.train, pipeline, request, console)
+
+
+def _folder_for_model(
+    source: str, path: str, pipeline: TextToImage, request: Request, console: Console
+) -> FolderPictures:
+    """The pictures of a folder in the model's size, their captions where its own set has them."""
+    name, options = plugin(pipeline.config.dataset)
+    own = str(options.get("caption_column", TEXT))
+    height, width = pipeline.image_shape[1:]
+    return FolderPictures(
+        source,
+        Path(path),
+        size=(height, width),
+        columns=_columns(request, own),
+        class_folders=name == "folder" and options.get("captions") == "folder",
+        console=console,
+    )
+
+
+def _columns(request: Request, *more: str) -> list[str]:
+    """Where captions may be, the first choice first."""
+    asked = [request.caption_column] if request.caption_column else []
+    return list(dict.fromkeys([*asked, TEXT, *more]))
 
 
 def _resized(pictures: Pictures | None) -> list[str]:
@@ -228,8 +266,8 @@ def _resized(pictures: Pictures | None) -> list[str]:
     if not isinstance(pictures, FolderPictures) or pictures.about()["resize"] is None:
         return []
     listed = ", ".join("{}x{}".format(*size) for size in sorted(pictures.sizes)[:3])
-    side = pictures.resize
-    return [f"{pictures.source} pictures were resized to {side}x{side}, some from {listed}"]
+    _, height, width = pictures.shape
+    return [f"{pictures.source} pictures were resized to {width}x{height}, some from {listed}"]
 
 
 # ---- a folder --------------------------------------------------------------------------------
@@ -243,7 +281,9 @@ def _open_folder(request: Request, measurement: Measurement, console: Console) -
         raise ConfigError(f"{folder} holds samples, not a model: leave out {', '.join(unfit)}")
     if not folder.is_dir():
         raise ConfigError(f"{folder} is neither a model folder nor a folder of pictures")
-    how: dict[str, Any] = {"resize": request.resize, "console": console}
+    side = request.resize
+    how: dict[str, Any] = {"size": None if side is None else (side, side), "console": console}
+    how["columns"] = _columns(request)
     generated = FolderPictures("generated", folder, limit=request.num_images, **how)
     _check_prompts(generated, measurement)
     others: dict[str, Pictures | StatisticsFile | None] = {}
@@ -279,6 +319,12 @@ def _check_prompts(generated: FolderPictures, measurement: Measurement) -> None:
     for name in measurement.needing("prompts"):
         reason = (
             f"needs a prompt of every picture, {number} of {len(generated)} in "
-            f"{generated.folder} have none; list them as `text` in metadata.jsonl"
+            f"{generated.folder} have none: {_lack_of_prompts(generated)}"
         )
         measurement.fail(name, "error", reason)
+
+
+def _lack_of_prompts(pictures: FolderPictures) -> str:
+    """Why pictures of a folder have no prompt, and how to name another column."""
+    reason = pictures.refusal or describe(pictures.unprompted())
+    return f"{reason}; another column is named with --caption-column"

@@ -18,9 +18,11 @@ from tinydiffusion.commands._data_report import (
     save_sheet,
 )
 from tinydiffusion.config import Config, ConfigError
+from tinydiffusion.datasets._caption_files import SIDECARS
+from tinydiffusion.datasets._metadata import metadata_files
 from tinydiffusion.datasets._packed import PackedDataset, TooManySkippedError
+from tinydiffusion.datasets._pictures import is_picture_name
 from tinydiffusion.datasets._scan import Scan
-from tinydiffusion.datasets.folder import is_set
 from tinydiffusion.protocols import Dataset
 
 Builders = dict[str, Callable[[], Dataset | None]]  # by split
@@ -35,6 +37,7 @@ def data(
     settings: Config | None,
     size: int | None,
     caption_column: str | None,
+    captions: str | None,
     workers: int,
     json_file: Path | None,
     sheet: Path | None,
@@ -46,6 +49,7 @@ def data(
         settings: A run, whose options of the data set and text encoder are taken.
         size: See the data sets; None leaves what `settings` or they themselves say.
         caption_column: Likewise.
+        captions: Likewise.
         workers: Threads that decode.
         json_file: Where to write all samples and all that is skipped, also where nothing is usable.
         sheet: Where to write a contact sheet.
@@ -54,7 +58,7 @@ def data(
         ValueError: no such set, no usable picture in one, broken metadata, or a file that cannot
             be written.
     """
-    own = {"size": size, "caption_column": caption_column, "workers": workers}
+    own = {"size": size, "caption_column": caption_column, "captions": captions, "workers": workers}
     options = {name: value for name, value in own.items() if value is not None}
     if paths:
         builders = _builders_of(paths, settings, options)
@@ -95,7 +99,9 @@ def _say(text: str) -> None:
 def _builders_of(
     paths: Sequence[Path], settings: Config | None, options: dict[str, Any]
 ) -> Builders:
-    folders = [part for path in paths for part in _splits(path)]
+    of_run = {} if settings is None else settings.dataset
+    by_folder = options.get("captions", of_run.get("captions")) == "folder"
+    folders = [part for path in paths for part in ([path] if by_folder else _splits(path))]
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = list(map(str, folders))
@@ -109,13 +115,30 @@ def _builders_of(
 
 
 def _splits(path: Path) -> list[Path]:
-    """The folder's sub-folders where these hold pictures and it does not; else itself."""
-    if not path.is_dir() or is_shards(path) or is_set(path):
+    """List the folder's sub-folders where these are sets and it is not, else the folder itself."""
+    if not path.is_dir() or is_shards(path) or _is_set(path):
         return [path]
     folders = [sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith(".")]
-    splits = [folder for folder in folders if is_set(folder)]
+    splits = [folder for folder in folders if _is_set(folder)]
+    if not any(map(_has_captions, splits)):  # class folders, perhaps
+        return [path]
     # The first split's captions are those that the text encoder learns its words from.
-    return sorted(splits, key=lambda folder: (folder.name != "train", folder.name)) or [path]
+    return sorted(splits, key=lambda folder: (folder.name != "train", folder.name))
+
+
+def _is_set(folder: Path) -> bool:
+    """Tell whether pictures or their metadata lie in the folder itself."""
+    names = _names(folder)
+    return bool(metadata_files(names)) or any(map(is_picture_name, names))
+
+
+def _has_captions(folder: Path) -> bool:
+    names = _names(folder)
+    return bool(metadata_files(names)) or any(name.lower().endswith(SIDECARS) for name in names)
+
+
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
 
 
 def is_shards(path: Path) -> bool:

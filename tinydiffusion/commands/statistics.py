@@ -30,7 +30,9 @@ def statistics(
     if "reference" not in evaluator.needs:
         raise ConfigError(f"{metric} compares with no reference: it has no statistics")
     measurement = Measurement(evaluators, options)
-    pictures = FolderPictures("reference", folder, resize=resize, console=console)
+    pictures = FolderPictures(
+        "reference", folder, size=None if resize is None else (resize, resize), console=console
+    )
     remarks = run_session(
         measurement, [pictures], {}, shard=(1, 1), saving=None, batch_size=batch_size,
         console=console,

@@ -38,6 +38,7 @@ UPRIGHT = {  # EXIF orientation -> what makes the picture upright
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
 ORIENTATION_TAG = 0x0112
 
 # What Pillow raises on files that are cut, damaged or not pictures at all.
@@ -51,6 +52,10 @@ File = io.BytesIO | io.BufferedReader
 
 class PassingFaultError(UnusablePictureError):
     """A picture that the machine could not read now: nothing is wrong with the file."""
+
+
+class GridError(UnusablePictureError):
+    """A picture of pictures that a command of this program has drawn."""
 
 
 class Picture(NamedTuple):
@@ -98,6 +103,20 @@ def picture_sha256(source: Path | bytes) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def upright_size(source: Path) -> tuple[int, int]:
+    """Read the width and height of the upright picture from the header of its file.
+
+    Raises:
+        UnusablePictureError: see `load_picture`; what is wrong with the pixels does not show.
+    """
+    with _open(source) as file:
+        image = _read_header(file)
+        width, height = image.size
+        if width == height:  # no need of EXIF, which a PNG may have behind its pixels
+            return width, height
+        return (height, width) if _orientation(image)[0] in TURNED else (width, height)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """No warnings of Pillow's, which tell of odd metadata file by file."""
@@ -125,6 +144,25 @@ def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
+def fit_to(image: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:
+    """Make the picture cover `size` with its proportions kept, and cut its middle out.
+
+    Args:
+        image: Any picture.
+        size: Height and width.
+        fit: "crop".
+    """
+    assert fit == "crop", fit
+    height, width = size
+    wide = image.width * height >= image.height * width
+    to, of = (height, image.height) if wide else (width, image.width)
+    covering = max(width, round(image.width * to / of)), max(height, round(image.height * to / of))
+    if covering != image.size:
+        image = image.resize(covering, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def center_crop(image: Image.Image, size: int) -> Image.Image:
     """The middle `size` x `size` square of the picture."""
     left, top = ((side - size) // 2 for side in image.size)
@@ -142,7 +180,7 @@ def _open(source: Path | bytes) -> Iterator[File]:
     """The file; whatever is wrong with it leaves as UnusablePictureError."""
     try:
         if isinstance(source, Path) and not source.is_file():  # to open a pipe would wait for ever
-            raise UnusablePictureError("missing or not a file")
+            raise UnusablePictureError(_absence(source))
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             if file.seek(0, os.SEEK_END) > MAX_BYTES:
                 raise UnusablePictureError("too large: over 1 GiB")
@@ -161,13 +199,16 @@ def _open(source: Path | bytes) -> Iterator[File]:
         raise kind(f"unreadable: {_detail(error)}") from error
 
 
+def _absence(source: Path) -> str:
+    """Say why there is no file, for a link whose fault it is."""
+    if source.is_symlink() and not source.exists():
+        return f"broken link: to {source.readlink()}"
+    return "missing or not a file"
+
+
 def _decode(file: File, shorter_side: int | None) -> Picture:
     image = _read_header(file)
     width, height = image.size
-    if not width * height:
-        raise UnusablePictureError("unreadable: no pixels")
-    if width * height > MAX_PIXELS:
-        raise UnusablePictureError("too many pixels: over 89 million")
     if image.format == "PNG":
         image.verify()  # checksums, which decoding does not look at
         image = _read_header(file)
@@ -183,15 +224,33 @@ def _decode(file: File, shorter_side: int | None) -> Picture:
             image = image.transpose(UPRIGHT[orientation])
         if shorter_side is not None and min(width, height) >= shorter_side:
             image = resize_shorter_side(image, shorter_side)
-    if orientation in (5, 6, 7, 8):
+    if orientation in TURNED:
         width, height = height, width
     return Picture(image, width, height, notes + colour_notes)
 
 
 def _read_header(file: File) -> Image.Image:
+    """Open the picture, its pixels still to be decoded.
+
+    Raises:
+        UnusablePictureError: it has none or too many, or is a grid of this program's.
+    """
     Image.init()
     file.seek(0)
-    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+    if not image.width * image.height:
+        raise UnusablePictureError("unreadable: no pixels")
+    if image.width * image.height > MAX_PIXELS:
+        raise UnusablePictureError("too many pixels: over 89 million")
+    if image.format == "PNG" and _is_grid(image):
+        raise GridError("grid of pictures: drawn by tinydiffusion")
+    return image
+
+
+def _is_grid(image: Image.Image) -> bool:
+    """Tell by the text chunks that grids and contact sheets are written with."""
+    about = image.info
+    return about.get("Software") == "tinydiffusion" or {"prompts", "seed"} <= about.keys()
 
 
 def _orientation(image: Image.Image) -> tuple[int, list[str]]:

@@ -27,7 +27,7 @@ from tinydiffusion.datasets._pictures import (
     quiet,
 )
 
-SCHEMA = 1  # of the cache; to be raised when the same file comes to give other pixels or notes
+SCHEMA = 2  # of the cache; to be raised when the same file comes to give other pixels or notes
 PART_LENGTH = 256  # pictures; a part is decoded, kept and found again as a whole
 PART_BYTES = 1 << 26  # of pictures that are held as bytes
 
