@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinydiffusion import cli_evaluation, config, registry
+from tinydiffusion import __version__, cli_evaluation, config, registry
 from tinydiffusion.cli_arguments import (
     Command,
     UsageError,
     count,
-    prompts_of_file,
     sampling_arguments,
     sampling_overrides,
     shard,
@@ -22,6 +21,7 @@ from tinydiffusion.cli_arguments import (
 )
 from tinydiffusion.errors import RunError
 from tinydiffusion.processes import StoppedTogether
+from tinydiffusion.prompts_file import read_prompts_file
 
 SHARED = ("train", "sample", "evaluate")
 """Commands whose work the processes of a launcher share."""
@@ -76,6 +76,7 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
 
 def _run(arguments: list[str]) -> int:
     parser = _Parser(prog="tinydiffusion", description="Text-to-image diffusion from scratch.")
+    parser.add_argument("--version", action="version", version=f"tinydiffusion {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     for name, (help_line, add_arguments, _) in COMMANDS.items():
         command = commands.add_parser(
@@ -153,7 +154,11 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=Path, help="A model folder, such as runs/quickstart/model.")
     add("prompt", nargs="*", help="One or more prompts.")
-    add("--prompts", type=Path, metavar="FILE", help="Text, a prompt a line, or .jsonl.")
+    add(
+        "--prompts", type=Path, metavar="FILE",
+        help="Text, a prompt a line, `#` begins a comment; .json, .jsonl, .csv or .tsv with a "
+        "`prompt`; `-` for standard input.",
+    )  # fmt: skip
     add("--num-images", type=count, default=1, metavar="N", help="Pictures per prompt; default 1.")
     add("--negative-prompt", default="", metavar="TEXT", help="What guidance moves away from.")
     add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
@@ -194,7 +199,7 @@ def _sample(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 def _prompts(known: argparse.Namespace) -> list[str]:
     prompts = list(known.prompt)
     if known.prompts is not None:
-        prompts += prompts_of_file(known.prompts)
+        prompts += read_prompts_file(known.prompts).texts
     if not prompts:
         raise UsageError("no prompt; give one or more after the model, or --prompts FILE")
     return prompts

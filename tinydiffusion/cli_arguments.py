@@ -1,11 +1,9 @@
 """Arguments that several commands have in common."""
 
 import argparse
-import json
 import re
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from tinydiffusion import config, registry
@@ -51,40 +49,6 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-plugins", action="store_true",
         help="Import the code that the model folder names as MODULE:ATTRIBUTE.",
     )  # fmt: skip
-
-
-def prompts_of_file(file: Path) -> list[str]:
-    """The prompts of a text file, one a line, or of a `.jsonl` file: `prompt` of every object.
-
-    Raises:
-        UsageError: there is no such file, it is not UTF-8, a line is not as it should be, or there
-            is no prompt.
-    """
-    if not file.is_file():
-        raise UsageError(f"--prompts {file}: there is no such file")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UsageError(f"--prompts {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--prompts {file}: not a text in UTF-8") from error
-    prompts = [line.rstrip("\r") for line in lines if line.strip()]
-    if file.suffix == ".jsonl":
-        prompts = [_prompt_of(line, f"--prompts {file}") for line in prompts]
-    if not prompts:
-        raise UsageError(f"--prompts {file}: holds no prompt")
-    return prompts
-
-
-def _prompt_of(line: str, place: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{place}: not valid JSON: {line[:60]!r}") from error
-    prompt = record.get("prompt") if isinstance(record, dict) else None
-    if not isinstance(prompt, str):
-        raise UsageError(f"{place}: a line without the text `prompt`: {line[:60]!r}")
-    return prompt
 
 
 def sampling_overrides(known: argparse.Namespace) -> dict[str, Any]:
