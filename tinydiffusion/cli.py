@@ -13,6 +13,7 @@ from tinydiffusion import __version__, cli_evaluation, config, registry
 from tinydiffusion.cli_arguments import (
     Command,
     UsageError,
+    check_flags,
     count,
     sampling_arguments,
     sampling_overrides,
@@ -132,6 +133,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     known, overrides = parser.parse_known_args(arguments)
+    check_flags("train", parser, known)
     settings = config.load(known.config, overrides)
     from tinydiffusion.commands.train import train
 
@@ -275,6 +277,7 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _pack(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     known = parser.parse_args(arguments)
+    check_flags("pack", parser, known)
     named = 1 if known.check or known.config else 2
     if len(known.paths) != named:
         wanted = "one folder" if named == 1 else "a source and a folder to make"

@@ -2,11 +2,14 @@
 
 import argparse
 import re
+import warnings
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 from tinydiffusion import config, registry
+from tinydiffusion.errors import SettingWarning
+from tinydiffusion.without_effect import FLAGS, Flags, idle
 
 Command = tuple[
     str,
@@ -49,6 +52,19 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-plugins", action="store_true",
         help="Import the code that the model folder names as MODULE:ATTRIBUTE.",
     )  # fmt: skip
+
+
+def check_flags(command: str, parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Warn of flags that have no effect beside the others.
+
+    Raises:
+        UsageError: that is certainly a mistake.
+    """
+    rules = idle(FLAGS[command], Flags(given, parser))
+    if mistakes := [rule for rule in rules if rule.is_mistake]:
+        raise UsageError(str(mistakes[0]))
+    for rule in rules:
+        warnings.warn(str(rule), SettingWarning, stacklevel=2)
 
 
 def sampling_overrides(known: argparse.Namespace) -> dict[str, Any]:

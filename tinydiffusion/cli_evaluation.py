@@ -8,6 +8,7 @@ from tinydiffusion import registry
 from tinydiffusion.cli_arguments import (
     Command,
     UsageError,
+    check_flags,
     count,
     positive,
     sampling_arguments,
@@ -96,6 +97,7 @@ def _at_scale_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     known, options = with_plugin_options(parser, arguments)
+    check_flags("evaluate", parser, known)
     metrics = _names(known.metrics)
     prompts, have_conditions = [], False
     if known.prompts is not None:

@@ -21,15 +21,17 @@ from tinydiffusion.call_arguments import (
 from tinydiffusion.config import Config, SamplingConfig
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.fixed_rows import FixedRows
-from tinydiffusion.diffusion.guidance import check_guidance_interval
+from tinydiffusion.diffusion.guidance import check_guidance_interval, is_guided
 from tinydiffusion.diffusion.int8 import int8_convolutions
 from tinydiffusion.diffusion.noise import randn
 from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.model_folder.layout import INDEX, Model
 from tinydiffusion.model_folder.opening import open_model, reading
 from tinydiffusion.model_folder.saving import save_model
+from tinydiffusion.pipeline_remarks import Remarks
 from tinydiffusion.protocols import Denoise, Generators, TextEncoder, TextStates
 from tinydiffusion.training.precision import Precision, uses_bfloat16, uses_int8
+from tinydiffusion.without_effect import Guidance
 
 MAX_PROMPT = 10_000
 """Characters; text encoders read at most the first few dozen words."""
@@ -67,6 +69,7 @@ class TextToImage:
         self.device = next(network.parameters()).device
         self.bfloat16 = uses_bfloat16(precision, self.device)
         self.int8 = uses_int8(precision, self.device)
+        self._remarks = Remarks(text_encoder, config)
         # On a CPU calls of one shape make pictures independent of the batch size, to the bit.
         caller = FixedRows(network) if self.device.type == "cpu" else network
         self.denoiser = Denoiser(
@@ -105,6 +108,9 @@ class TextToImage:
             ValueError: any of these is of a wrong kind or out of its range; before anything is
                 computed or drawn from a generator.
             NonFiniteError: a picture came out as NaN or infinity.
+
+        Warns, once in the life of the pipeline, of settings without effect, of a way of sampling
+        that the model was not made for, and of words that no training caption had.
         """
         texts = as_texts("prompts", prompts)
         negative_prompts = as_negative_prompts(negative_prompt, len(texts))
@@ -115,6 +121,8 @@ class TextToImage:
         settings = as_sampling(self.config.sampling if sampling is None else sampling)
         sampler, sigmas = self.prepare(settings, sampler_options)
         seeds = as_seeds(seed, generator, len(texts))
+        told = list(dict.fromkeys([*texts, *negative_prompts]))
+        self._remarks.warn(told, self.guidance(settings, any(negative_prompts)))
 
         def batches() -> Iterator[UInt8[Tensor, "B C H W"]]:
             for first in range(0, len(texts), size):
@@ -144,6 +152,12 @@ class TextToImage:
         check_guidance_interval(sampling.guidance_interval)
         sigmas = self.denoiser.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
         return self._sampler(sampling.sampler, sampler_options or {}), sigmas
+
+    def guidance(self, sampling: SamplingConfig, has_negative_prompt: bool = False) -> Guidance:
+        """Tell what guidance does with these settings, which are in their ranges."""
+        sigmas = self.denoiser.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
+        covered = any(is_guided(sigma, sampling.guidance_interval) for sigma in sigmas[:-1])
+        return Guidance(sampling, has_negative_prompt, covered)
 
     @property
     def precision(self) -> Literal["float32", "bfloat16", "int8"]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from tinydiffusion.commands._sources import (
 )
 from tinydiffusion.commands._statistics_file import StatisticsFile
 from tinydiffusion.config import ConfigError, SamplingConfig, to_dict
+from tinydiffusion.errors import SettingWarning
 from tinydiffusion.model_folder.layout import INDEX, WEIGHTS
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes
-from tinydiffusion.protocols import Dataset
+from tinydiffusion.protocols import SOURCES, Dataset
 from tinydiffusion.training.precision import Precision
+from tinydiffusion.without_effect import EVALUATE, Evaluated, idle
 
 NUM_IMAGES = 512
 MAX_REFERENCE = 10**8
@@ -115,11 +118,20 @@ def open_target(
                 target = _open_model(request, measurement, console)
         else:
             target = _open_folder(request, measurement, console)
+    _warn_of_idle_flags(request, measurement, is_model=target.pipeline is not None)
     if request.samples is not None:
         _make_samples(request, target, console, processes)
     with processes.together():
         _describe(request, target)
     return target
+
+
+def _warn_of_idle_flags(request: Request, measurement: Measurement, *, is_model: bool) -> None:
+    """Warn of flags without effect; a metric that could not be made may have needed any source."""
+    known = [source for source in SOURCES if measurement.needing(source)]
+    needs = frozenset(SOURCES if measurement.failures else known)
+    for rule in idle(EVALUATE, Evaluated(request, is_model, needs)):
+        warnings.warn(str(rule), SettingWarning, stacklevel=2)
 
 
 def _describe(request: Request, target: Target) -> None:
@@ -153,7 +165,8 @@ def _open_model(request: Request, measurement: Measurement, console: Console) ->
         trust_plugins=request.trust_plugins,
     )
     sampling = dataclasses.replace(pipeline.config.sampling, **request.overrides)
-    pipeline.prepare(sampling)  # wrong settings raise here
+    for scale in (sampling.guidance_scale, *request.guidance_scales):  # wrong ones raise here
+        pipeline.generate_batches("", sampling=dataclasses.replace(sampling, guidance_scale=scale))
     _check_model_flags(request, pipeline)
     reference = None
     if not request.prompts or measurement.needing("reference"):

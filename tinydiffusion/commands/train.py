@@ -20,6 +20,7 @@ from tinydiffusion.build import (
     build_objective,
     build_validation,
     decide_compilation,
+    learn_words,
     pick_device,
     survey,
 )
@@ -136,6 +137,7 @@ class _Run:
             vocabulary if start is None else start.text_encoder.config(),
             None if start is None else (start.network, start.text_encoder),
         ).to(self.device)
+        learn_words(self.objective.text_encoder, self.dataset, self.captions)
         self.pipeline = TextToImage(
             self.objective.denoiser.network,
             self.objective.text_encoder,
