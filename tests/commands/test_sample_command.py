@@ -115,6 +115,13 @@ def test_what_has_no_effect_and_unknown_words_are_one_line_each(sample, capsys):
     assert last.startswith("2 pictures in ")
 
 
+def test_the_words_of_the_captions_are_kept_for_a_resumed_run_and_in_the_model(finished):
+    for file in ("text_encoder.json", "model/text_encoder/config.json"):
+        kept = json.loads((finished / file).read_text())
+        assert {"red", "circle", "background"} <= set(kept["words"])
+        assert kept["all_words"]
+
+
 def test_a_folder_of_samples_is_a_data_set(sample):
     out = sample(*PROMPTS)
     dataset = build_dataset({"name": "folder", "path": str(out), "size": 16})
