@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinydiffusion import cli, registry
+from tinydiffusion import __version__, cli, registry
 from tinydiffusion.cli import COMMANDS, main
 from tinydiffusion.errors import DiskFullError, NonFiniteError
 
@@ -44,6 +44,23 @@ def test_help_of_the_doors_imports_no_torch(door):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"usage: tinydiffusion {door}")
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_the_package_is_a_door_that_imports_no_torch(flag):
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['tinydiffusion', '{flag}']\n"
+        "try: runpy.run_module('tinydiffusion', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    result = run("-c", program)
+    assert result.returncode == 0, result.stderr
+    if flag == "--version":
+        assert result.stdout == f"tinydiffusion {__version__}\n"
+    else:
+        assert result.stdout.startswith("usage: tinydiffusion")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from model_toys import STEPS, contents, random_model
@@ -163,6 +164,32 @@ def test_picture_i_has_seed_plus_i(model):
     assert not torch.equal(images[0], images[1])
 
 
+def test_callers_conventions(model):
+    """One string, None, numbers of numpy and torch, tuples and lists stand for what they say."""
+    expected = model.generate(["a red circle"], seed=3)
+    for seed in (np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)):
+        assert torch.equal(model.generate("a red circle", seed=seed), expected)
+    for negative_prompt in (None, "", [""], ("",)):
+        same = model.generate(("a red circle",), seed=3, negative_prompt=negative_prompt)
+        assert torch.equal(same, expected)
+
+
+def test_every_prompt_may_have_a_negative_prompt_of_its_own(model):
+    negative = ["", "two blue squares", "", "noise"]
+    images = model.generate(PROMPTS[:4], negative_prompt=negative, batch_size=3)
+    for i, text in enumerate(negative):
+        alone = model.generate([PROMPTS[i]], seed=i, negative_prompt=text)
+        assert torch.equal(images[i : i + 1], alone)
+
+
+def test_a_refused_call_draws_nothing_from_the_generator(model):
+    generator = torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        model.generate("a red circle", generator=generator, sampling=sampling(steps=0))
+    assert torch.equal(generator.get_state(), before)
+
+
 def test_batches_come_as_they_are_done(model):
     sizes = [len(batch) for batch in model.generate_batches(PROMPTS[:5], batch_size=2)]
     assert sizes == [2, 2, 1]
@@ -189,7 +216,6 @@ def test_the_models_sampling_section_is_the_default(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompts": "a red circle"}, "list of at least one"),
         ({"prompts": []}, "list of at least one"),
         ({"batch_size": 0}, "batch_size"),
         ({"seed": -1}, "seed"),
@@ -345,24 +371,30 @@ def test_options_reach_the_model(pipeline, folder):
     torch.testing.assert_close(pictures, expected.float() / 255)
 
 
-def test_a_generator_stands_for_its_initial_seed(pipeline):
-    def pictures(**options):
-        return pipeline(["a red circle"] * 2, output_type="pt", **options).images
+def test_a_generator_gives_the_next_pictures(pipeline):
+    """As in diffusers: two pictures of one call are those of two calls, and none comes twice."""
 
-    def generator(seed):
+    def pictures(count, generator):
+        return pipeline(["a red circle"] * count, output_type="pt", generator=generator).images
+
+    def generator(seed=4):
         return torch.Generator().manual_seed(seed)
 
-    assert torch.equal(pictures(generator=generator(4)), pictures(seed=4))
-    apart = pictures(generator=[generator(8), generator(4)])
-    assert torch.equal(apart[:1], pictures(seed=8)[:1])
-    assert torch.equal(apart[1:], pictures(seed=4)[:1])
+    one, other = generator(), generator()
+    together = pictures(2, one)
+    assert torch.equal(together, torch.cat([pictures(1, other), pictures(1, other)]))
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(together, pictures(2, one))
+    apart = pictures(2, [generator(8), generator(4)])
+    assert torch.equal(apart, torch.cat([pictures(1, generator(8)), pictures(1, generator(4))]))
+    assert torch.equal(apart[1:], together[:1])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"output_type": "latent"}, "output_type"),
-        ({"num_images_per_prompt": 0}, "at least one picture"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1, got 0"),
         ({"generator": [torch.Generator()] * 3}, "2 pictures need as many"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
     ],

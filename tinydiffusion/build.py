@@ -16,10 +16,13 @@ from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import Schedule, make_schedule
 from tinydiffusion.processes import ALONE, Processes
 from tinydiffusion.protocols import (
+    Captioned,
     Dataset,
     Evaluator,
     Example,
     Fingerprinted,
+    KnowsWords,
+    PrescribesSampling,
     Streaming,
     TextEncoder,
 )
@@ -264,6 +267,40 @@ def takes_teacher(config: Config) -> bool:
     """Whether the objective learns from the model that the run starts from."""
     name, _ = plugin(config.objective)
     return registry.takes(registry.load("objective", name), "teacher")
+
+
+def prescribed_sampling(config: Config) -> dict[str, Any]:
+    """Return the sampling settings that the objective's models are made for; empty for any.
+
+    Of an objective that is not installed nothing is known, and no code is imported by its path:
+    the config may be a stranger's.
+    """
+    name, options = plugin(config.objective)
+    if name not in registry.names("objective"):
+        return {}
+    try:
+        objective = registry.load("objective", name)
+    except registry.BrokenPluginError:
+        return {}
+    if not isinstance(objective, PrescribesSampling):
+        return {}
+    return objective.prescribed_sampling(options)
+
+
+def learn_words(text_encoder: TextEncoder, dataset: Dataset, captions: Sequence[str]) -> None:
+    """Tell a text encoder that keeps them the words of the training captions.
+
+    Args:
+        text_encoder: Another one is left alone.
+        dataset: The training set; all captions are asked for where that reads no pictures.
+        captions: Those that `survey` has found.
+    """
+    if not isinstance(text_encoder, KnowsWords):
+        return
+    if isinstance(dataset, Captioned) and not isinstance(dataset, Streaming):
+        text_encoder.learn_words(dataset.captions(), are_all=True)
+    else:
+        text_encoder.learn_words(captions, are_all=len(dataset) <= SURVEYED)
 
 
 def build_learner(config: Config, objective: Any, processes: Processes = ALONE) -> Learner:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinydiffusion import cli_evaluation, config, registry
+from tinydiffusion import __version__, cli_evaluation, config, registry
 from tinydiffusion.cli_arguments import (
     Command,
     UsageError,
@@ -17,7 +17,6 @@ from tinydiffusion.cli_arguments import (
     count,
     parsed,
     parsed_with_settings,
-    prompts_of_file,
     sampling_arguments,
     sampling_overrides,
     shard,
@@ -26,6 +25,7 @@ from tinydiffusion.cli_arguments import (
 from tinydiffusion.errors import DiskError, RunError
 from tinydiffusion.outputs import OutputFile, OutputFolder, check_folder
 from tinydiffusion.processes import StoppedTogether
+from tinydiffusion.prompts_file import read_prompts_file
 from tinydiffusion.streams import flush, lasting_streams
 
 SHARED = ("train", "sample", "evaluate")
@@ -111,6 +111,7 @@ def _run(arguments: list[str]) -> int:
 def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """Make the parser of the program, and that of each command by its name."""
     parser = _Parser(prog="tinydiffusion", description="Text-to-image diffusion from scratch.")
+    parser.add_argument("--version", action="version", version=f"tinydiffusion {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     commands = {}
     for name, (help_line, add_arguments, _) in COMMANDS.items():
@@ -212,7 +213,11 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", type=Path, help="A model folder such as runs/quickstart/model, or a run.")
     add("prompt", nargs="*", help="One or more prompts.")
-    add("--prompts", type=Path, metavar="FILE", help="Text, a prompt a line, or .jsonl.")
+    add(
+        "--prompts", type=Path, metavar="FILE",
+        help="Text, a prompt a line, `#` begins a comment; .json, .jsonl, .csv or .tsv with a "
+        "`prompt`; `-` for standard input.",
+    )  # fmt: skip
     add("--num-images", type=count, default=1, metavar="N", help="Pictures per prompt; default 1.")
     add("--negative-prompt", default="", metavar="TEXT", help="What guidance moves away from.")
     add("--seed", type=int, default=0, help="Picture i has seed + i; default 0.")
@@ -257,7 +262,7 @@ def _sample(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 def _prompts(known: argparse.Namespace) -> list[str]:
     prompts = list(known.prompt)
     if known.prompts is not None:
-        prompts += prompts_of_file(known.prompts)
+        prompts += read_prompts_file(known.prompts).texts
     if not prompts:
         raise UsageError("no prompt; give one or more after the model, or --prompts FILE")
     return prompts

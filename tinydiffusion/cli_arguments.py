@@ -1,15 +1,16 @@
 """Arguments that several commands have in common."""
 
 import argparse
-import json
 import re
+import warnings
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from tinydiffusion import config, registry
+from tinydiffusion.errors import SettingWarning
 from tinydiffusion.outputs import OutputFile, OutputFolder, check_outputs
+from tinydiffusion.without_effect import FLAGS, Flags, idle
 
 Command = tuple[
     str,
@@ -54,38 +55,18 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def prompts_of_file(file: Path) -> list[str]:
-    """The prompts of a text file, one a line, or of a `.jsonl` file: `prompt` of every object.
+def check_flags(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Warn of flags that have no effect beside the others.
 
     Raises:
-        UsageError: there is no such file, it is not UTF-8, a line is not as it should be, or there
-            is no prompt.
+        UsageError: that is certainly a mistake.
     """
-    if not file.is_file():
-        raise UsageError(f"--prompts {file}: there is no such file")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UsageError(f"--prompts {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--prompts {file}: not a text in UTF-8") from error
-    prompts = [line.rstrip("\r") for line in lines if line.strip()]
-    if file.suffix == ".jsonl":
-        prompts = [_prompt_of(line, f"--prompts {file}") for line in prompts]
-    if not prompts:
-        raise UsageError(f"--prompts {file}: holds no prompt")
-    return prompts
-
-
-def _prompt_of(line: str, place: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{place}: not valid JSON: {line[:60]!r}") from error
-    prompt = record.get("prompt") if isinstance(record, dict) else None
-    if not isinstance(prompt, str):
-        raise UsageError(f"{place}: a line without the text `prompt`: {line[:60]!r}")
-    return prompt
+    command = parser.prog.rpartition(" ")[2]
+    rules = idle(FLAGS.get(command, ()), Flags(given, parser))
+    if mistakes := [rule for rule in rules if rule.is_mistake]:
+        raise UsageError(str(mistakes[0]))
+    for rule in rules:
+        warnings.warn(str(rule), SettingWarning, stacklevel=2)
 
 
 def sampling_overrides(known: argparse.Namespace) -> dict[str, Any]:
@@ -133,6 +114,7 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     """Parse the arguments of a command and look at what it will write."""
     known = parser.parse_args(arguments)
+    check_flags(parser, known)
     check_outputs(parser, known)
     return known
 
@@ -146,6 +128,7 @@ def parsed_with_settings(
         The command's own arguments, and those that are left for the config.
     """
     known, settings = parser.parse_known_args(arguments)
+    check_flags(parser, known)
     check_outputs(parser, known)
     return known, settings
 
@@ -171,5 +154,6 @@ def with_plugin_options(
         plugin, _, option = key.rpartition(".")
         options.setdefault(plugin, {})[option.replace("-", "_")] = value
     known = parser.parse_intermixed_args(own)
+    check_flags(parser, known)
     check_outputs(parser, known)
     return known, options

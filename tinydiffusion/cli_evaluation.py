@@ -2,20 +2,22 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tinydiffusion import registry
 from tinydiffusion.cli_arguments import (
     Command,
+    UsageError,
     count,
     parsed,
     positive,
-    prompts_of_file,
     sampling_arguments,
     sampling_overrides,
     shard,
     with_plugin_options,
 )
 from tinydiffusion.outputs import OutputFile, OutputFolder
+from tinydiffusion.prompts_file import read_prompts_file
 
 JUDGE = "scene_accuracy"
 """The evaluator that reads what prompts ask for from the file that they are in."""
@@ -56,8 +58,8 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--prompts", type=Path, metavar="FILE",
-        help="A model's prompts in place of captions: text, one a line, or GenEval's .jsonl, which "
-        "tells scene_accuracy too what is asked for.",
+        help="A model's prompts in place of captions, a file as for sample; GenEval's .jsonl tells "
+        "scene_accuracy too what is asked for.",
     )  # fmt: skip
     add(
         "--samples-per-prompt", type=count, default=1, metavar="N",
@@ -104,14 +106,13 @@ def _at_scale_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     known, options = with_plugin_options(parser, arguments)
-    metrics, prompts = _names(known.metrics), []
+    metrics = _names(known.metrics)
+    prompts, have_conditions = [], False
     if known.prompts is not None:
-        prompts = [
-            p for p in prompts_of_file(known.prompts) for _ in range(known.samples_per_prompt)
-        ]
-    if known.prompts is not None and known.prompts.suffix == ".jsonl" and JUDGE in metrics:
-        told = {"prompts": str(known.prompts), "samples_per_prompt": known.samples_per_prompt}
-        options[JUDGE] = told | options.get(JUDGE, {})
+        texts, have_conditions = read_prompts_file(known.prompts)
+        prompts = [text for text in texts for _ in range(known.samples_per_prompt)]
+    if have_conditions and JUDGE in metrics:
+        options[JUDGE] = _told(known) | options.get(JUDGE, {})
     from tinydiffusion.commands._targets import Request
     from tinydiffusion.commands.evaluate import evaluate
 
@@ -128,6 +129,20 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
             **{name: getattr(known, name) for name in given},
         )
     )
+
+
+def _told(known: argparse.Namespace) -> dict[str, Any]:
+    """Options of the judge: the file that says what its prompts ask for.
+
+    Raises:
+        UsageError: the judge cannot read it, as it reads it a second time and line by line.
+    """
+    if known.prompts.suffix.lower() != ".jsonl" or not known.prompts.is_file():
+        raise UsageError(
+            f"--prompts {known.prompts}: {JUDGE} reads what prompts ask for from a .jsonl file, "
+            "an object a line; save them as one"
+        )
+    return {"prompts": str(known.prompts), "samples_per_prompt": known.samples_per_prompt}
 
 
 def _names(parts: list[str]) -> list[str]:

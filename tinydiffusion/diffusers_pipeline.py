@@ -10,15 +10,15 @@
 """
 
 import dataclasses
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
+from tinydiffusion.call_arguments import as_int, as_negative_prompts, as_texts
 from tinydiffusion.config import to_dict
 from tinydiffusion.model_folder.opening import load_component, read_settings
 from tinydiffusion.pipeline import TextToImage
@@ -104,62 +104,57 @@ class TextToImagePipeline(DiffusionPipeline):
         self,
         prompt: str | list[str],
         *,
-        negative_prompt: str = "",
-        num_images_per_prompt: int = 1,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int = 0,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: SupportsIndex = 1,
+        num_inference_steps: SupportsIndex | None = None,
+        guidance_scale: SupportsFloat | None = None,
+        seed: SupportsIndex = 0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Pictures, `num_images_per_prompt` of the first prompt, then of the next.
+        """Make `num_images_per_prompt` pictures of the first prompt, then of the next.
 
         Args:
             prompt: One or several.
-            negative_prompt: What guidance moves away from.
+            negative_prompt: What guidance moves away from: one for all, or one per prompt.
             num_images_per_prompt: At least 1.
             num_inference_steps: None = the model's default.
             guidance_scale: 1 = off; None = the model's default.
             seed: Picture i has seed + i.
-            generator: Its initial seed in place of `seed`; its state is neither used nor changed.
-                Of a list, generator i makes picture i, one picture after the other.
+            generator: Gives every picture its seed, in place of `seed`: the same generator makes
+                the next pictures in the next call, and other ones than `seed` makes with its
+                number. A list has one generator per picture.
             output_type: "pil", "np" (float32 in [0, 1], N H W C) or "pt" (likewise, N C H W).
             return_dict: False returns the tuple (images,).
 
         Raises:
-            ValueError: any of these is out of its range; before anything is computed.
+            ValueError: any of these is of a wrong kind or out of its range; before anything is
+                computed or drawn from a generator.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
-        _check(prompts, generator, output_type)
+        prompts = as_texts("prompt", prompt)
+        repeats = as_int("num_images_per_prompt", num_images_per_prompt)
+        if repeats < 1:
+            raise ValueError(f"num_images_per_prompt must be at least 1, got {repeats}")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        negative_prompts = as_negative_prompts(negative_prompt, len(prompts))
         model = self.text_to_image()
         chosen = {"steps": num_inference_steps, "guidance_scale": guidance_scale}
         changes = {name: value for name, value in chosen.items() if value is not None}
-        sampling = dataclasses.replace(model.config.sampling, **changes)
-        generate = partial(model.generate, negative_prompt=negative_prompt, sampling=sampling)
-        if isinstance(generator, list):
-            pairs = zip(prompts, generator, strict=True)
-            images = torch.cat([generate([p], seed=g.initial_seed()) for p, g in pairs])
-        else:
-            images = generate(prompts, seed=generator.initial_seed() if generator else seed)
+        images = model.generate(
+            [text for text in prompts for _ in range(repeats)],
+            negative_prompt=[text for text in negative_prompts for _ in range(repeats)],
+            seed=seed,
+            generator=generator,
+            sampling=dataclasses.replace(model.config.sampling, **changes),
+        )
         pictures = _convert(images, output_type)
         return ImagePipelineOutput(images=pictures) if return_dict else (pictures,)
 
     def save_pretrained(self, save_directory: str | Path) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write the model folder, the same that it was loaded from."""
         self.text_to_image().save_pretrained(save_directory)
-
-
-def _check(
-    prompts: list[str], generator: torch.Generator | list[torch.Generator] | None, output_type: str
-) -> None:
-    if not prompts:
-        raise ValueError("prompt and num_images_per_prompt must ask for at least one picture")
-    if isinstance(generator, list) and len(generator) != len(prompts):
-        raise ValueError(f"{len(prompts)} pictures need as many generators, got {len(generator)}")
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
 
 
 def _convert(images: UInt8[Tensor, "N C H W"], output_type: str) -> Any:

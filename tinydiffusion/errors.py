@@ -1,6 +1,7 @@
 """Ends of a run that are nobody's mistake in the settings; each has an exit code of its own.
 
 What the user did is a `ValueError` (exit code 2); a bug is any other exception (1, a traceback).
+What ends nothing, but has to be said, is a warning.
 """
 
 
@@ -50,3 +51,7 @@ class WeightsError(ValueError):
 
 class MissingWeightsError(WeightsError):
     """Weights are not on this machine and cannot be fetched; the metric's row is skipped."""
+
+
+class SettingWarning(Warning):
+    """A setting or a word of a prompt that does not do what it seems to ask for."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from jaxtyping import Float, UInt8
@@ -11,19 +11,28 @@ from torch import Tensor, nn
 
 from tinydiffusion import registry
 from tinydiffusion.build import build_schedule
+from tinydiffusion.call_arguments import (
+    as_int,
+    as_negative_prompts,
+    as_sampling,
+    as_seeds,
+    as_texts,
+)
 from tinydiffusion.config import Config, SamplingConfig
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.fixed_rows import FixedRows
-from tinydiffusion.diffusion.guidance import check_guidance_interval
+from tinydiffusion.diffusion.guidance import check_guidance_interval, is_guided
 from tinydiffusion.diffusion.int8 import int8_convolutions
-from tinydiffusion.diffusion.noise import picture_generators, randn
+from tinydiffusion.diffusion.noise import randn
 from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.model_folder.finding import find_model
 from tinydiffusion.model_folder.layout import INDEX, Model
 from tinydiffusion.model_folder.opening import open_model, reading
 from tinydiffusion.model_folder.saving import save_model
+from tinydiffusion.pipeline_remarks import Remarks
 from tinydiffusion.protocols import Denoise, Generators, TextEncoder, TextStates
 from tinydiffusion.training.precision import Precision, uses_bfloat16, uses_int8
+from tinydiffusion.without_effect import Guidance
 
 MAX_PROMPT = 10_000
 """Characters; text encoders read at most the first few dozen words."""
@@ -61,59 +70,71 @@ class TextToImage:
         self.device = next(network.parameters()).device
         self.bfloat16 = uses_bfloat16(precision, self.device)
         self.int8 = uses_int8(precision, self.device)
+        self._remarks = Remarks(text_encoder, config)
         # On a CPU calls of one shape make pictures independent of the batch size, to the bit.
         caller = FixedRows(network) if self.device.type == "cpu" else network
         self.denoiser = Denoiser(
             caller, build_schedule(config), prediction_type=config.diffusion.prediction_type
         )
 
-    def generate(self, prompts: Sequence[str], **options: Any) -> UInt8[Tensor, "N C H W"]:
-        """One picture per prompt; the options are those of `generate_batches`."""
+    def generate(self, prompts: str | Sequence[str], **options: Any) -> UInt8[Tensor, "N C H W"]:
+        """Make a picture of every prompt; the options are those of `generate_batches`."""
         return torch.cat(list(self.generate_batches(prompts, **options)))
 
     def generate_batches(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
-        seed: int = 0,
-        batch_size: int = 32,
-        negative_prompt: str = "",
+        seed: SupportsIndex = 0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        batch_size: SupportsIndex = 32,
+        negative_prompt: str | Sequence[str] | None = None,
         sampling: SamplingConfig | None = None,
         sampler_options: dict[str, Any] | None = None,
     ) -> Iterator[UInt8[Tensor, "B C H W"]]:
-        """Batches of pictures as they are done; picture i has seed + i in any batch.
+        """Give batches of pictures as they are done; picture i has seed + i in any batch.
 
         Args:
-            prompts: One per picture.
+            prompts: One string, or a list of one per picture.
             seed: Of picture 0.
+            generator: Gives every picture its seed, in place of `seed`, and advances; a list has
+                one generator per picture.
             batch_size: Pictures sampled together.
-            negative_prompt: What guidance moves away from.
+            negative_prompt: What guidance moves away from: one for all, or a list of one per
+                prompt; None is the empty one.
             sampling: Sampler, steps, guidance; None = the model's defaults.
             sampler_options: The sampler's own options, such as eta.
 
         Raises:
-            ValueError: any of these is out of its range; before anything is computed.
+            ValueError: any of these is of a wrong kind or out of its range; before anything is
+                computed or drawn from a generator.
             NonFiniteError: a picture came out as NaN or infinity.
+
+        Warns, once in the life of the pipeline, of settings without effect, of a way of sampling
+        that the model was not made for, and of words that no training caption had.
         """
-        if isinstance(prompts, str) or not prompts:
-            raise ValueError(f"prompts must be a list of at least one string, got {prompts!r}")
-        check_prompts([*prompts, negative_prompt])
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        sampling = sampling or self.config.sampling
-        sampler, sigmas = self.prepare(sampling, sampler_options)
-        picture_generators(seed, len(prompts) - 1, 1)  # wrong seeds raise here
+        texts = as_texts("prompts", prompts)
+        negative_prompts = as_negative_prompts(negative_prompt, len(texts))
+        check_prompts([*texts, *negative_prompts])
+        size = as_int("batch_size", batch_size)
+        if size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {size}")
+        settings = as_sampling(self.config.sampling if sampling is None else sampling)
+        sampler, sigmas = self.prepare(settings, sampler_options)
+        seeds = as_seeds(seed, generator, len(texts))
+        told = list(dict.fromkeys([*texts, *negative_prompts]))
+        self._remarks.warn(told, self.guidance(settings, any(negative_prompts)))
 
         def batches() -> Iterator[UInt8[Tensor, "B C H W"]]:
-            for first in range(0, len(prompts), batch_size):
-                batch = prompts[first : first + batch_size]
-                generators = picture_generators(seed, first, len(batch))
+            for first in range(0, len(texts), size):
+                part = slice(first, first + size)
+                generators = [torch.Generator().manual_seed(each) for each in seeds[part]]
                 with torch.no_grad(), self._autocast(), int8_convolutions(self.int8):
-                    denoise = self._denoise(batch, negative_prompt, sampling)
+                    denoise = self._denoise(texts[part], negative_prompts[part], settings)
                     x = sampler(
                         denoise, self._noise(generators) * sigmas[0], sigmas, generators=generators
                     )
-                _check_finite(x, seed + first)
+                _check_finite(x, seeds[part])
                 yield to_uint8(x)
 
         return batches()
@@ -132,6 +153,12 @@ class TextToImage:
         check_guidance_interval(sampling.guidance_interval)
         sigmas = self.denoiser.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
         return self._sampler(sampling.sampler, sampler_options or {}), sigmas
+
+    def guidance(self, sampling: SamplingConfig, has_negative_prompt: bool = False) -> Guidance:
+        """Tell what guidance does with these settings, which are in their ranges."""
+        sigmas = self.denoiser.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
+        covered = any(is_guided(sigma, sampling.guidance_interval) for sigma in sigmas[:-1])
+        return Guidance(sampling, has_negative_prompt, covered)
 
     @property
     def precision(self) -> Literal["float32", "bfloat16", "int8"]:
@@ -198,12 +225,14 @@ class TextToImage:
         return partial(sampler, **{**options, **ours})
 
     def _denoise(
-        self, prompts: Sequence[str], negative_prompt: str, sampling: SamplingConfig
+        self, prompts: Sequence[str], negative_prompts: Sequence[str], sampling: SamplingConfig
     ) -> Denoise:
-        states = self._encode([*prompts, negative_prompt])
-        negative = (x[-1:].expand(len(prompts), *x.shape[1:]) for x in states)
+        distinct = list(dict.fromkeys(negative_prompts))
+        states = self._encode([*prompts, *distinct])
+        rows = [len(prompts) + distinct.index(each) for each in negative_prompts]
+        negative = (x[rows] for x in states)
         return self.denoiser.denoise(
-            TextStates(*(x[:-1] for x in states)),
+            TextStates(*(x[: len(prompts)] for x in states)),
             negative=TextStates(*negative),
             guidance_scale=sampling.guidance_scale,
             guidance_rescale=sampling.guidance_rescale,
@@ -241,10 +270,10 @@ def to_uint8(x: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
-def _check_finite(x: Float[Tensor, "B C H W"], first_seed: int) -> None:
+def _check_finite(x: Float[Tensor, "B C H W"], seeds: Sequence[int]) -> None:
     finite = torch.isfinite(x).flatten(1).all(dim=1).tolist()
     if not all(finite):
         raise NonFiniteError(
-            f"the picture of seed {first_seed + finite.index(False)} came out as NaN or infinity; "
+            f"the picture of seed {seeds[finite.index(False)]} came out as NaN or infinity; "
             "take a lower guidance scale or --precision float32; else the model is damaged"
         )

@@ -190,6 +190,31 @@ class EncodingAhead(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsWords(Protocol):
+    """A text encoder that knows which words the training captions had.
+
+    Further members of the encoder; words of a prompt that are not among them are reported. They
+    have to travel with `config()`.
+    """
+
+    words: set[str] | None  # None: too many to keep
+    all_words: bool  # whether they are of all training captions
+
+    def words_of(self, captions: Iterable[str]) -> list[str]:
+        """Return the distinct words of captions in their order, as the tokenizer sees them."""
+        ...
+
+    def learn_words(self, captions: Iterable[str], *, are_all: bool) -> None:
+        """Add the words of training captions.
+
+        Args:
+            captions: All that the training set has, or some.
+            are_all: Which of the two.
+        """
+        ...
+
+
 # ---- diffusion -------------------------------------------------------------------------------
 
 
@@ -283,6 +308,23 @@ class Objective(Protocol):
 
         All randomness of a picture comes from its own generator and from its position, so that
         the mean over a batch is the mean over its parts, however it is cut.
+        """
+        ...
+
+
+@runtime_checkable
+class PrescribesSampling(Protocol):
+    """An objective whose models are made for one way of sampling.
+
+    A further method of the plug-in; other settings are refused in a run and reported elsewhere.
+    """
+
+    @staticmethod
+    def prescribed_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return keys of `config.SamplingConfig` and their values, given the objective's options.
+
+        Args:
+            options: As a config has them; of a stranger's model they may lack some.
         """
         ...
 

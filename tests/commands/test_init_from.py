@@ -87,16 +87,19 @@ def test_a_run_that_began_otherwise_is_not_gone_on_with(tiny, model, finished, t
         (["--network.channels", "[32, 64]"], "the shape of the network's down."),
         (["--text_encoder.width", "64"], "text_encoder.width is 32 there and 64 in this run"),
         (["--diffusion.schedule", "cosine"], "diffusion.schedule is flow there and cosine"),
-        ([*STUDENT, "--sampling.guidance_scale", "2"], "sampling.guidance_scale must be 1, got 2"),
+        (
+            [*STUDENT, "--sampling.guidance_scale", "2"],
+            "sampling.guidance_scale must be 1.0, got 2.0",
+        ),
         (
             [*STUDENT, "--sampling.spacing", "karras"],
-            "sampling.spacing 'karras' must be objective.",
+            "sampling.spacing must be 'trailing', got 'karras': objective 'distillation' makes",
         ),
         (
             [*STUDENT, "--sampling.sampler", "euler"],
-            "sampling.sampler 'euler' must be objective.sampler 'ddpm'",
+            "sampling.sampler must be 'ddpm', got 'euler': objective 'distillation' makes",
         ),
-        ([*STUDENT, "--sampling.steps", "3"], "sampling.steps 3 must be objective.num_inference_"),
+        ([*STUDENT, "--sampling.steps", "3"], "sampling.steps must be 2, got 3"),
     ],
 )
 def test_a_model_that_does_not_fit_is_named(tiny, model, tmp_path, mistake, flags, message):

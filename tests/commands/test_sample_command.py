@@ -102,6 +102,29 @@ def test_every_option_is_recorded_and_changes_the_pictures(sample):
         seen.append(pictures(out))
 
 
+def test_a_negative_prompt_without_effect_is_not_recorded(sample):
+    flags = [PROMPTS[0], "--guidance-scale", "1"]
+    with_it = sample(*flags, "--negative-prompt", "a dog", name="with")
+    assert pictures(with_it) == pictures(sample(*flags, name="without"))
+    assert rows(with_it)[0]["negative_prompt"] == ""
+
+
+def test_what_has_no_effect_and_unknown_words_are_one_line_each(sample, capsys):
+    flags = ["--guidance-scale", "1", "--negative-prompt", "ugly", "--batch-size", "1"]
+    sample("a red dog", "a blue dog", *flags)
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: the negative prompt has no effect: ")
+    assert second == 'warning: "dog", "ugly" never occur in the training captions'
+    assert last.startswith("2 pictures in ")
+
+
+def test_the_words_of_the_captions_are_kept_for_a_resumed_run_and_in_the_model(finished):
+    for file in ("text_encoder.json", "model/text_encoder/config.json"):
+        kept = json.loads((finished / file).read_text())
+        assert {"red", "circle", "background"} <= set(kept["words"])
+        assert kept["all_words"]
+
+
 def test_a_folder_of_samples_is_a_data_set(sample):
     out = sample(*PROMPTS)
     dataset = build_dataset({"name": "folder", "path": str(out), "size": 16})

@@ -73,7 +73,7 @@ def test_equals_open_clip_with_the_same_weights(encoder):
 
 
 def test_initial_deviations_are_clips():
-    encoder = ClipTextEncoder(merges=[], width=128, layers=3, heads=2)
+    encoder = ClipTextEncoder(merges=[], words=None, width=128, layers=3, heads=2)
     reference = copy_into_open_clip(encoder, layers=3)
     ours = {name: weight.std().item() for name, weight in reference.state_dict().items()}
     reference.init_parameters()

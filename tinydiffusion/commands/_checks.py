@@ -1,17 +1,20 @@
 """What is wrong with a run's settings: first without the data, then with one picture of them."""
 
 import copy
+import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from tinydiffusion.build import build_schedule, captions_of, check_plugins, takes_teacher
+from tinydiffusion.build import build_schedule, captions_of, check_plugins, prescribed_sampling
 from tinydiffusion.commands._sources import eval_batch
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.guidance import check_guidance_interval
+from tinydiffusion.errors import SettingWarning
 from tinydiffusion.protocols import SOURCES, Batch, Dataset, Evaluator, Objective
+from tinydiffusion.without_effect import CONFIG, idle
 
 BOUNDS = {
     "seed": (0, 2**62),
@@ -48,6 +51,8 @@ def check_config(config: Config) -> None:
     Denoiser(nn.Identity(), schedule, prediction_type=config.diffusion.prediction_type)
     schedule.sampling_sigmas(config.sampling.steps, config.sampling.spacing)
     check_guidance_interval(config.sampling.guidance_interval)
+    for rule in idle(CONFIG, config):
+        warnings.warn(str(rule), SettingWarning, stacklevel=2)
 
 
 def check_fits(
@@ -133,28 +138,10 @@ def _check_mixes(config: Config) -> None:
 
 
 def _check_student(config: Config) -> None:
-    """Raise where a distilled model would be sampled in another way than it is taught."""
-    objective, sampling = config.objective, config.sampling
-    steps = objective.get("num_inference_steps", sampling.steps)
-    if steps != sampling.steps:
-        raise ConfigError(
-            f"sampling.steps {sampling.steps} must be objective.num_inference_steps {steps}: the "
-            "model learns no other noise levels"
-        )
-    spacing = objective.get("spacing", sampling.spacing)
-    if spacing != sampling.spacing:
-        raise ConfigError(
-            f"sampling.spacing {sampling.spacing!r} must be objective.spacing {spacing!r}: the "
-            "model learns no other noise levels"
-        )
-    sampler = objective.get("sampler", sampling.sampler)
-    if sampler != sampling.sampler:
-        raise ConfigError(
-            f"sampling.sampler {sampling.sampler!r} must be objective.sampler {sampler!r}: the "
-            "model is taught to be sampled in that way alone"
-        )
-    if takes_teacher(config) and sampling.guidance_scale != 1:
-        raise ConfigError(
-            f"sampling.guidance_scale must be 1, got {sampling.guidance_scale:g}: what "
-            f"{objective['name']!r} teaches has the guidance of the teacher in it"
-        )
+    """Raise where a model would be sampled in another way than its objective makes it for."""
+    for name, value in prescribed_sampling(config).items():
+        if (given := getattr(config.sampling, name)) != value:
+            raise ConfigError(
+                f"sampling.{name} must be {value!r}, got {given!r}: objective "
+                f"{config.objective['name']!r} makes models for that alone"
+            )

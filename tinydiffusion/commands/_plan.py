@@ -15,7 +15,7 @@ from tinydiffusion.commands._plan_memory import memory_rows
 from tinydiffusion.commands._plan_quantity import Quantity, Section, size
 from tinydiffusion.commands._plan_step import StepCost, measure_steps
 from tinydiffusion.commands._plan_time import Timetable
-from tinydiffusion.commands._without_effect import checkpoint_remark, warm_up_remark
+from tinydiffusion.commands._short_runs import checkpoint_remark, warm_up_remark
 from tinydiffusion.config import TrainingConfig
 from tinydiffusion.durable import replace_file
 from tinydiffusion.pipeline import TextToImage

@@ -153,10 +153,10 @@ def _how(
     sampling: SamplingConfig,
     sampler_options: dict[str, Any],
 ) -> dict[str, Any]:
-    """What else decides the pixels; the batch size does not."""
+    """What else decides the pixels; the batch size does not, nor what has no effect."""
     del batch_size
     return {
-        "negative_prompt": negative_prompt,
+        "negative_prompt": negative_prompt if pipeline.guidance(sampling).is_on else "",
         "sampler": sampling.sampler,
         "sampler_options": sampler_options,
         "steps": sampling.steps,

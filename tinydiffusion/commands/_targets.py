@@ -1,6 +1,7 @@
 """What `evaluate` is pointed at: the pictures to measure, and those to compare them with."""
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from tinydiffusion.commands._sources import (
 from tinydiffusion.commands._statistics_file import StatisticsFile
 from tinydiffusion.config import ConfigError, plugin
 from tinydiffusion.datasets._packed import describe
+from tinydiffusion.errors import SettingWarning
 from tinydiffusion.model_folder.finding import find_model
 from tinydiffusion.model_folder.layout import INDEX
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes
-from tinydiffusion.protocols import Dataset
+from tinydiffusion.protocols import SOURCES, Dataset
 from tinydiffusion.registry import suggest
 from tinydiffusion.training.precision import Precision
+from tinydiffusion.without_effect import EVALUATE, Evaluated, idle
 
 NUM_IMAGES = 512
 TEXT = "text"  # the column of captions where no other is named
@@ -92,6 +95,7 @@ def open_target(
                 target = _open_model(request, measurement, console)
         else:
             target = _open_folder(request, measurement, console)
+    _warn_of_idle_flags(request, measurement, is_model=target.pipeline is not None)
     if request.samples is not None:
         _make_samples(request, target, console, processes)
     with processes.together():
@@ -113,6 +117,14 @@ def _check_column(request: Request, target: Target) -> None:
         )
 
 
+def _warn_of_idle_flags(request: Request, measurement: Measurement, *, is_model: bool) -> None:
+    """Warn of flags without effect; a metric that could not be made may have needed any source."""
+    known = [source for source in SOURCES if measurement.needing(source)]
+    needs = frozenset(SOURCES if measurement.failures else known)
+    for rule in idle(EVALUATE, Evaluated(request, is_model, needs)):
+        warnings.warn(str(rule), SettingWarning, stacklevel=2)
+
+
 # ---- a model ---------------------------------------------------------------------------------
 
 
@@ -124,7 +136,8 @@ def _open_model(request: Request, measurement: Measurement, console: Console) ->
         trust_plugins=request.trust_plugins,
     )
     sampling = dataclasses.replace(pipeline.config.sampling, **request.overrides)
-    pipeline.prepare(sampling)  # wrong settings raise here
+    for scale in (sampling.guidance_scale, *request.guidance_scales):  # wrong ones raise here
+        pipeline.generate_batches("", sampling=dataclasses.replace(sampling, guidance_scale=scale))
     _check_model_flags(request, pipeline)
     reference = None
     if not request.prompts or measurement.needing("reference"):

@@ -19,6 +19,7 @@ from tinydiffusion.build import (
     build_objective,
     build_validation,
     decide_compilation,
+    learn_words,
     pick_device,
     survey,
 )
@@ -33,8 +34,8 @@ from tinydiffusion.commands._plan import DEVICES, plan
 from tinydiffusion.commands._plan_table import print_plan
 from tinydiffusion.commands._run_folder import GRID, REPORT, check_run_folder
 from tinydiffusion.commands._run_report import report_run
+from tinydiffusion.commands._short_runs import short_run_remarks, warm_up_remark
 from tinydiffusion.commands._start import starting_model
-from tinydiffusion.commands._without_effect import warm_up_remark, without_effect
 from tinydiffusion.commands.export import about_model
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.durable import naming_disk_errors
@@ -143,6 +144,7 @@ class _Run:
             vocabulary if start is None else start.text_encoder.config(),
             None if start is None else (start.network, start.text_encoder),
         ).to(self.device)
+        learn_words(self.objective.text_encoder, self.dataset, self.captions)
         self.pipeline = TextToImage(
             self.objective.denoiser.network,
             self.objective.text_encoder,
@@ -248,7 +250,7 @@ class _Run:
                 f"{self.processes.count} processes ({self.config.training.strategy}), "
                 f"{each} pictures each at a time"
             )
-        for line in [*notes, *without_effect(self.config)]:
+        for line in [*notes, *short_run_remarks(self.config)]:
             console.print(f"warning: {line}")
 
     def estimate(

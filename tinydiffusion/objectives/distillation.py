@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -86,6 +86,13 @@ class DistillationObjective(nn.Module):
             for levels in zip(sigmas[:-1], sigmas[1:], ends, strict=True)
         ]
         """The teacher's levels during each of the student's steps."""
+
+    @staticmethod
+    def prescribed_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the only sampling settings that a student learns; guidance is its teacher's."""
+        learned = {"sampler": "sampler", "steps": "num_inference_steps", "spacing": "spacing"}
+        taught = {key: options[name] for key, name in learned.items() if name in options}
+        return {**taught, "guidance_scale": 1.0}
 
     def train(self, mode: bool = True) -> "DistillationObjective":
         """Itself, in that mode but for teacher and text encoder: they answer without dropout."""

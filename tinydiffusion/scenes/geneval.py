@@ -149,7 +149,7 @@ def from_record(record: Any) -> Prompt:
     background = record.get("background")
     if background is not None:
         _known("background", background, BACKGROUNDS)
-    return Prompt(record["prompt"], record["tag"], include, tuple(exclude), background)
+    return Prompt(record["prompt"].strip(), record["tag"], include, tuple(exclude), background)
 
 
 def read_prompts(file: Path) -> list[Prompt]:
@@ -159,7 +159,10 @@ def read_prompts(file: Path) -> list[Prompt]:
         ValueError: a line is wrong; it is named.
     """
     prompts = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = file.read_text(encoding="utf-8-sig").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             prompts.append(from_record(json.loads(line)))
         except ValueError as error:

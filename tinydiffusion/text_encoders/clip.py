@@ -1,7 +1,7 @@
 """CLIP's text transformer, trained from scratch together with the network."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tinydiffusion.protocols import TextStates, Tokens
 from tinydiffusion.text_encoders._bpe import BytePairTokenizer, learn_merges
 from tinydiffusion.text_encoders._captions import check_captions
+from tinydiffusion.text_encoders._words import fitting, words_of
 
 LONGEST = 77  # CLIP's context length
 MAX_WIDTH, MAX_LAYERS = 8192, 128
@@ -27,6 +28,8 @@ class ClipTextEncoder(nn.Module):
 
     Args:
         merges: Byte pairs to join, in order, as `learn_merges` returns them.
+        words: Those of the training captions; None where they were too many to keep.
+        all_words: Whether they are of all training captions, not of some.
         width: Width D of the states, a multiple of `heads`.
         layers: Number of blocks.
         heads: Attention heads.
@@ -45,6 +48,8 @@ class ClipTextEncoder(nn.Module):
         self,
         *,
         merges: Sequence[Sequence[str]],
+        words: Sequence[str] | None,
+        all_words: bool = False,
         width: int = 256,
         layers: int = 4,
         heads: int = 4,
@@ -57,6 +62,7 @@ class ClipTextEncoder(nn.Module):
         self.layers, self.heads, self.max_length = layers, heads, max_length
         self.conv_size = conv_size
         self.merges = [(first, second) for first, second in merges]
+        self.words, self.all_words = None if words is None else set(words), all_words
         self.tokenizer = BytePairTokenizer(self.merges, max_length)
         self.token_embedding = nn.Embedding(self.tokenizer.vocab_size, width)
         self.position_embedding = nn.Parameter(torch.empty(max_length, width))
@@ -104,8 +110,10 @@ class ClipTextEncoder(nn.Module):
         merges = learn_merges(captions, vocab_size)
         if max_length is None:
             max_length = _fitting_length(captions, BytePairTokenizer(merges, LONGEST))
+        words = fitting(words_of(captions))
         return cls(
             merges=merges,
+            words=None if words is None else sorted(words),
             width=width,
             layers=layers,
             heads=heads,
@@ -133,10 +141,22 @@ class ClipTextEncoder(nn.Module):
         device = self.position_embedding.device
         return self(Tokens(ids.to(device), mask.to(device), num_truncated))
 
+    def words_of(self, captions: Iterable[str]) -> list[str]:
+        """Return the distinct words of captions in their order, in lower case, without signs."""
+        return words_of(captions)
+
+    def learn_words(self, captions: Iterable[str], *, are_all: bool) -> None:
+        """Add the words of training captions to those that are known."""
+        if self.words is not None:
+            self.words = fitting([*self.words, *words_of(captions)])
+        self.all_words = are_all
+
     def config(self) -> dict[str, Any]:
         """Keyword arguments that rebuild the encoder, vocabulary included."""
         return {
             "merges": [list(pair) for pair in self.merges],
+            "words": None if self.words is None else sorted(self.words),
+            "all_words": self.all_words,
             "width": self.hidden_size,
             "layers": self.layers,
             "heads": self.heads,

@@ -18,7 +18,7 @@ INTERVALS = {
 """Setting -> what a run that is shorter than it does."""
 
 
-def without_effect(config: Config) -> list[str]:
+def short_run_remarks(config: Config) -> list[str]:
     """List in words the settings of a run that its length leaves without effect."""
     warm_up = warm_up_remark(config.training, config.training.num_pictures)
     return [*([] if warm_up is None else [warm_up]), *_intervals(config)]
