@@ -83,6 +83,14 @@ def test_the_bundled_font_has_what_its_charset_says():
     assert len(found) > 1000
 
 
+def test_invisible_characters_leave_no_box():
+    """... of all those that are taken to need no font."""
+    planes = [*range(0x10000), *range(0x1D000, 0x1E000), *range(0xE0000, 0xE1000)]
+    hidden = [c for c in map(chr, planes) if INVISIBLE.match(c)]
+    assert len(hidden) > 4000
+    assert set(drawn(BUNDLED, "".join(hidden))) == {255}
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_no_label_has_a_box(script):
     """Whatever fonts the machine has: a text is drawn as a whole, or told not to be."""

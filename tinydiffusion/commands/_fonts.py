@@ -24,9 +24,9 @@ BUNDLED_CHARSET = (
     "20b8-20ba 20bd 2116 2122 2190-2193 2212 221e 2248 2260 2264-2265 fffd"
 )
 
-INVISIBLE = re.compile(  # characters that fonts need no glyph for: Unicode's Default_Ignorable
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
-    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3"
+INVISIBLE = re.compile(  # characters that HarfBuzz hides where a font has no glyph for them
+    "[\u00ad\u034f\u061c\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff0-\ufff8"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 ONLY_BOXES = re.compile("last.?resort", re.IGNORECASE)  # fonts that have a box for everything
