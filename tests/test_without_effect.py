@@ -62,10 +62,6 @@ CONFIG_CASES = {
         {"evaluation.every_num_images": 4},
         {"evaluation.every_num_images": 4, "evaluation.every": 5},
     ),
-    "evaluation.every": (
-        {"evaluation.every": 100_000},
-        {"evaluation.every": 99_999},
-    ),
     "evaluation.num_images": (
         {"evaluation.num_images": 4},
         {"evaluation.num_images": 4, "evaluation.metrics": "[vendi]"},
