@@ -1,12 +1,11 @@
 """Proves of every rule in the tables that it is met where a setting is idle, and only there."""
 
-import argparse
 from types import SimpleNamespace
 
 import pytest
 
 from tinydiffusion import config
-from tinydiffusion.cli import COMMANDS
+from tinydiffusion.cli import parsers
 from tinydiffusion.cli_arguments import UsageError, check_flags
 from tinydiffusion.config import SamplingConfig
 from tinydiffusion.errors import SettingWarning
@@ -72,7 +71,7 @@ EVALUATE_LINE = "x --metrics fid "
 FLAG_CASES = {
     "train": {
         "--devices": ("--devices 3", f"--devices 3 {DRY}"),
-        "--json": ("--json f", f"--json f {DRY}"),
+        "--json": ("--json f.json", f"--json f.json {DRY}"),
         "--resume": (f"--resume c {DRY}", "--resume c"),
         "--allow-change": (f"--allow-change data {DRY}", "--allow-change data"),
     },
@@ -166,14 +165,13 @@ def test_several_processes_make_the_strategy_count(monkeypatch):
     ("command", "flag"), [(command, flag) for command in FLAG_CASES for flag in FLAG_CASES[command]]
 )
 def test_a_flag_is_refused_or_warned_of_where_it_does_nothing(command, flag):
-    parser = argparse.ArgumentParser()
-    COMMANDS[command][1](parser)
+    parser = parsers()[1][command]
     nothing, something = (parser.parse_args(line.split()) for line in FLAG_CASES[command][flag])
     (rule,) = [rule for rule in FLAGS[command] if rule.setting == flag]
     if rule.is_mistake:
         with pytest.raises(UsageError, match=f"{flag} has no effect: "):
-            check_flags(command, parser, nothing)
+            check_flags(parser, nothing)
     else:
         with pytest.warns(SettingWarning, match=f"{flag} has no effect: "):
-            check_flags(command, parser, nothing)
-    check_flags(command, parser, something)
+            check_flags(parser, nothing)
+    check_flags(parser, something)
