@@ -26,6 +26,8 @@ STAMPS = {
     ".npz": "tinydiffusion.eval-statistics".encode("utf-32-le"),  # as numpy stores text
 }
 """Suffix -> bytes that stand in every such file of ours."""
+LIST_SUFFIX, LIST_TITLE = ".txt", "Texts that no font on this machine can draw in "
+"""Of the file beside a grid: what its name adds, and how its text begins."""
 MADE = {
     "train": "a training run",
     "sample": "samples",
@@ -65,6 +67,12 @@ class OutputFile:
         """Raise ValueError where the file cannot be written, or is not ours and would be lost."""
         if obstacle := file_obstacle(path):
             raise ValueError(obstacle)
+        beside = path.with_name(f"{path.name}{LIST_SUFFIX}")
+        if self.suffix == ".png" and beside.exists() and not (overwrite or is_list(beside)):
+            raise ValueError(
+                f"{beside} is there already, where what a grid cannot show would be listed; move it "
+                "away, or --overwrite"
+            )
         if self.continued or not path.exists():
             return
         if not overwrite and (self.stamp is None or self.stamp not in path.read_bytes()):
@@ -114,6 +122,11 @@ def check_folder(path: Path) -> None:
     """Raise ValueError where a folder cannot be made or written in."""
     if _is_main() and (obstacle := folder_obstacle(path)):
         raise ValueError(obstacle)
+
+
+def is_list(file: Path) -> bool:
+    """Return whether a file is a list that was written beside a grid."""
+    return file.is_file() and file.read_bytes().startswith(LIST_TITLE.encode())
 
 
 @contextlib.contextmanager

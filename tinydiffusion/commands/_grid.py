@@ -15,13 +15,13 @@ from tinydiffusion.commands._fonts import LINE_HEIGHT
 from tinydiffusion.commands._labels import can_draw, clean, draw_line, wrap
 from tinydiffusion.commands._pictures import to_pil
 from tinydiffusion.durable import replace_file
+from tinydiffusion.outputs import LIST_SUFFIX, LIST_TITLE, is_list
 
 GAP = 8  # pixels around a tile
 MIN_WIDTH = 96  # pixels that a picture is enlarged to by a whole factor
 MIN_COLUMNS = 8  # of a grid that has as many pictures
 PROMPT_LINES = 6  # at most
 PROMPT_COLOUR, SEED_COLOUR = "black", "#707070"
-LIST_TITLE = "Texts of {} that no font on this machine can draw:\n"
 
 
 def save_grid(
@@ -68,7 +68,7 @@ def grid_columns(num_images: int) -> int:
 
 def list_file(grid: Path) -> Path:
     """Name the list of the texts that are numbers in a grid; written only where there are any."""
-    return grid.with_name(f"{grid.name}.txt")
+    return grid.with_name(f"{grid.name}{LIST_SUFFIX}")
 
 
 def _enlarge(image: Image.Image) -> Image.Image:
@@ -124,9 +124,8 @@ def _save_png(file: Path, sheet: Image.Image, chunks: PngImagePlugin.PngInfo) ->
 
 def _save_list(file: Path, grid_name: str, listed: Mapping[int, str]) -> None:
     """Write numbers and prompts; without any, remove the list of an earlier grid of that name."""
-    title = LIST_TITLE.format(grid_name)
     if listed:
         lines = [f"#{number} {' '.join(prompt.split())}\n" for number, prompt in listed.items()]
-        replace_file(file, (title + "".join(lines)).encode())
-    elif file.is_file() and file.read_bytes().startswith(title.encode()):
+        replace_file(file, f"{LIST_TITLE}{grid_name}:\n{''.join(lines)}".encode())
+    elif is_list(file):
         file.unlink()

@@ -17,6 +17,7 @@ from tinydiffusion.protocols import SOURCES
 
 SCHEMA = "tinydiffusion.eval-comparison/1"
 NUM_RESAMPLES = 10_000
+MIN_PROMPTS = 8
 CHUNK = 200  # resamples at a time
 UNCOMPARED = {"packages", "assumed_extractor", "seed", "needs"}
 UNSAID = object()  # in place of what a report does not hold
@@ -132,8 +133,10 @@ def _difference(a: Row, b: Row, prompts: Sequence[str] | None, seed: int) -> Row
         "difference": difference,
         "higher_is_better": a["higher_is_better"],
     }
+    interval = None
     if a["per_picture"] and a["per_picture"].keys() == b["per_picture"].keys():
         interval = _paired(a["per_picture"], b["per_picture"], prompts, seed)
+    if interval is not None:
         method = f"paired bootstrap over prompts, {NUM_RESAMPLES} resamples"
     elif a["ci95"] and b["ci95"]:
         interval = _independent(difference, a["ci95"], b["ci95"])
@@ -148,12 +151,19 @@ def _difference(a: Row, b: Row, prompts: Sequence[str] | None, seed: int) -> Row
 
 def _paired(
     a: Mapping[str, float], b: Mapping[str, float], prompts: Sequence[str] | None, seed: int
-) -> tuple[float, float]:
-    """95 % interval of the mean difference, prompts being resampled with all their pictures."""
+) -> tuple[float, float] | None:
+    """Resample prompts with all their pictures for the 95 % interval of the mean difference.
+
+    Returns:
+        None of fewer than MIN_PROMPTS different prompts: one alone would have an interval of no
+        width, and a few one that is too narrow.
+    """
     groups: dict[str, list[float]] = {}
     for number, value in a.items():
         prompt = number if prompts is None else prompts[int(number)]
         groups.setdefault(prompt, []).append(b[number] - value)
+    if len(groups) < MIN_PROMPTS:
+        return None
     totals = np.array([sum(group) for group in groups.values()])
     counts = np.array([float(len(group)) for group in groups.values()])
     means = bootstrap_means(totals, counts, seed)

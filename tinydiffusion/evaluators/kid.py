@@ -12,6 +12,8 @@ from tinydiffusion.evaluators._mmd import unbiased_mmd
 from tinydiffusion.evaluators._provenance import unverified
 from tinydiffusion.protocols import Score
 
+NUM_SUBSETS, SEED = 100, 2020  # torch-fidelity's
+
 
 class KID(FeatureRows):
     """Unbiased squared MMD between generated and reference features; 0 is best, chance goes below.
@@ -44,8 +46,8 @@ class KID(FeatureRows):
         weights: str | None = None,
         allow_unverified: bool = False,
         subset_size: int | None = None,
-        num_subsets: int = 100,
-        seed: int = 2020,
+        num_subsets: int = NUM_SUBSETS,
+        seed: int = SEED,
     ) -> None:
         if subset_size is not None and subset_size < 2:
             raise ValueError(f"subset_size must be at least 2, got {subset_size}")
@@ -53,6 +55,11 @@ class KID(FeatureRows):
             raise ValueError(f"num_subsets must be at least 1, got {num_subsets}")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be in [0, 2**32), got {seed}")
+        if subset_size is None and (num_subsets, seed) != (NUM_SUBSETS, SEED):
+            raise ValueError(
+                f"num_subsets {num_subsets} and seed {seed} have no effect without subset_size: "
+                "set it, or leave them out"
+            )
         self.subset_size, self.num_subsets, self.seed = subset_size, num_subsets, seed
         super().__init__(
             chosen_extractor(extractor, weights=weights, allow_unverified=allow_unverified)

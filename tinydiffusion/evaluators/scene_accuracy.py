@@ -11,6 +11,7 @@ from tinydiffusion.evaluators import _composition as composition
 from tinydiffusion.evaluators._provenance import provenance
 from tinydiffusion.evaluators._statistics import wilson_interval
 from tinydiffusion.evaluators._table import Columns, RowsEvaluator
+from tinydiffusion.outputs import file_obstacle
 from tinydiffusion.protocols import EvalBatch, Score
 from tinydiffusion.scenes.geneval import Prompt, ask, read_prompts, to_record, write_lines
 from tinydiffusion.scenes.judge import ATOMS, Verdict, compare
@@ -41,7 +42,8 @@ class SceneAccuracy(RowsEvaluator):
         seed: Of the order in which the control exchanges prompts.
 
     Raises:
-        ValueError: `samples_per_prompt` is below 1, or the file of prompts is not as it should be.
+        ValueError: `samples_per_prompt` is below 1, the file of prompts is not as it should be, or
+            that of results cannot be written or is of another kind.
     """
 
     needs = ("generated", "prompts")
@@ -56,6 +58,8 @@ class SceneAccuracy(RowsEvaluator):
     ) -> None:
         if samples_per_prompt < 1:
             raise ValueError(f"samples_per_prompt must be 1 or more, got {samples_per_prompt}")
+        if results is not None:
+            _check_results(Path(results))
         self.samples_per_prompt, self.results, self.seed = samples_per_prompt, results, seed
         self.prompts_sha256 = None
         self._asked: dict[str, Prompt] = {}
@@ -179,6 +183,14 @@ def _record(number: int, asked: Prompt, verdict: Verdict) -> dict[str, Any]:
         "reason": verdict.reason,
         "atoms": atoms,
     }
+
+
+def _check_results(file: Path) -> None:
+    """Raise ValueError where verdicts cannot be written, or would replace something else."""
+    if obstacle := file_obstacle(file):
+        raise ValueError(obstacle)
+    if file.exists() and b'"metadata": ' not in file.read_bytes():
+        raise ValueError(f"{file} is there already and holds no verdicts; name another file")
 
 
 def _result(record: Mapping[str, Any], asked: Prompt) -> dict[str, Any]:
