@@ -6,6 +6,7 @@ from typing import Any
 from tinydiffusion.datasets._huggingface import (
     caption_of_cell,
     import_datasets,
+    naming_load_errors,
     source_of_cell,
     two_columns,
 )
@@ -50,7 +51,7 @@ class HuggingFaceDataset(PackedDataset):
     ) -> None:
         rows = _load_rows(path, subset, split, image_column, caption_column)
         super().__init__(
-            _pictures(rows, image_column, caption_column),
+            _pictures(rows, path, image_column, caption_column),
             total=len(rows),
             name=f"{path}[{split}]",
             size=size,
@@ -66,17 +67,21 @@ def _load_rows(
 ) -> Any:
     """The split's two columns, the pictures as they lie in the file."""
     datasets = import_datasets()
-    try:
+    with naming_load_errors(path):
         rows = datasets.load_dataset(path, subset, split=split)
-    except (FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"cannot load data set {path!r}: {error}") from error
     return two_columns(rows, f"{path}[{split}]", image_column, caption_column)
 
 
-def _pictures(rows: Any, image_column: str, caption_column: str) -> Iterator[Found]:
-    for number, row in enumerate(rows):
+def _pictures(rows: Any, path: str, image_column: str, caption_column: str) -> Iterator[Found]:
+    for number, row in enumerate(_read(rows, path)):
         caption = caption_of_cell(row[caption_column], caption_column, f"row {number}")
         yield Found(f"row-{number}", source_of_cell(row[image_column]), caption)
+
+
+def _read(rows: Any, path: str) -> Iterator[Any]:
+    """Yield the rows; the file may be damaged or gone by the time it is read."""
+    with naming_load_errors(path, "read"):
+        yield from rows
 
 
 PLUGIN = HuggingFaceDataset

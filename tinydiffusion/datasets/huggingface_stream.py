@@ -9,12 +9,18 @@ from typing import Any
 
 import torch
 
-from tinydiffusion.datasets._huggingface import import_datasets, source_of_cell, two_columns
+from tinydiffusion.datasets._huggingface import (
+    import_datasets,
+    naming_load_errors,
+    source_of_cell,
+    two_columns,
+)
 from tinydiffusion.datasets._pictures import PassingFaultError, UnusablePictureError
 from tinydiffusion.datasets._row_stream import Row, RowStream
 from tinydiffusion.datasets._stand_ins import StandIns, load_example
 from tinydiffusion.datasets._views import check_view, drawn_square, middle_square
 from tinydiffusion.datasets._window import BoundedShuffle
+from tinydiffusion.hub import read_errors, reason_of
 from tinydiffusion.protocols import Example
 
 
@@ -126,12 +132,10 @@ class HuggingFaceStreamDataset:
 def _open(path: str, subset: str | None, split: str, revision: str | None) -> tuple[Any, Any]:
     """The data set's builder, and the split as a stream."""
     datasets = import_datasets()
-    try:
+    with naming_load_errors(path):
         builder = datasets.load_dataset_builder(path, subset, revision=revision)
         _free_what_is_read(builder)
         return builder, builder.as_streaming_dataset(split=split)
-    except (FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"cannot load data set {path!r}: {error}") from error
 
 
 def _free_what_is_read(builder: Any) -> None:
@@ -169,8 +173,8 @@ def _source(cell: Any) -> Path | bytes | None:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise PassingFaultError(f"unreadable: {error.strerror or error}") from error
+    except read_errors() as error:
+        raise PassingFaultError(f"cannot read {cell['path']}: {reason_of(error)}") from error
 
 
 def _fingerprint(file: str, origin: tuple[str, ...]) -> str:
