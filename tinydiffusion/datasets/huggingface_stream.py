@@ -171,9 +171,9 @@ def _source(cell: Any) -> Path | bytes | None:
     try:
         with fsspec.open(cell["path"], "rb") as file:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]
-    except FileNotFoundError:
-        return None
     except read_errors() as error:
+        if type(error) is FileNotFoundError:  # by its heirs a hub says that it is out of reach
+            return None
         raise PassingFaultError(f"cannot read {cell['path']}: {reason_of(error)}") from error
 
 
