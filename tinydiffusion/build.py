@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from inspect import Parameter
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import nn
 
 from tinydiffusion import registry
 from tinydiffusion.config import KEYS, PLUGIN_SECTIONS, Config, ConfigError, plugin, unknown_key
+from tinydiffusion.datasets._brightness import Brightness
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import Schedule, make_schedule
 from tinydiffusion.processes import ALONE, Processes
@@ -116,7 +118,8 @@ def survey(dataset: Dataset) -> tuple[list[str], dict[str, str]]:
     Returns:
         The captions that a text encoder learns its vocabulary from, and example id -> SHA-256 of
         captions and pixels, by which a resumed run notices what of its data changed: of every
-        example where the data set is `protocols.Fingerprinted`, else of the surveyed ones.
+        example where the data set is `protocols.Fingerprinted`, else of the surveyed ones. Pictures
+        that are nearly black or white as a whole are a warning.
 
     Raises:
         ValueError: the set is empty, or two examples have the same id.
@@ -126,13 +129,17 @@ def survey(dataset: Dataset) -> tuple[list[str], dict[str, str]]:
     named = isinstance(dataset, Fingerprinted)
     captions: list[str] = []
     surveyed: dict[str, str] = {}
+    brightness = Brightness()
     near = isinstance(dataset, Streaming)
     for i in in_runs(len(dataset), SURVEYED) if near else spread(len(dataset), SURVEYED):
         example = dataset[i]
         if example["id"] in surveyed:
             raise ValueError(f"two examples of the data set have the id {example['id']!r}")
         captions += captions_of(example)
+        brightness.add(example["image"])
         surveyed[example["id"]] = "" if named else fingerprint(example)
+    if remark := brightness.describe():
+        warnings.warn(remark, stacklevel=2)
     return captions, dict(dataset.fingerprints()) if named else surveyed
 
 

@@ -23,12 +23,12 @@ from tinydiffusion.datasets._captions import METADATA_NAMES, read_caption, read_
 from tinydiffusion.datasets._colours import UnusablePictureError
 from tinydiffusion.datasets._pictures import (
     DECODE_ERRORS,
-    center_crop,
+    fit_to,
     is_picture_name,
     load_picture,
     quiet,
-    resize_shorter_side,
 )
+from tinydiffusion.datasets._views import view_of
 from tinydiffusion.datasets.folder import SIDECARS
 from tinydiffusion.protocols import EvalBatch
 
@@ -56,7 +56,8 @@ class FolderPictures:
     Args:
         source: See `protocols.SOURCES`.
         folder: Where they lie.
-        resize: Side of the square that pictures are resized and cropped to; None = as they are.
+        resize: Side of a square, or height and width, that pictures are resized and cropped to;
+            None = as they are.
         limit: Take the first so many; None takes all.
         console: For the progress bar.
 
@@ -72,13 +73,14 @@ class FolderPictures:
         source: str,
         folder: Path,
         *,
-        resize: int | None = None,
+        resize: int | Sequence[int] | None = None,
         limit: int | None = None,
         console: Console,
     ) -> None:
-        if resize is not None and not 1 <= resize <= MAX_RESIZE:
+        self.resize = None if resize is None else view_of(resize).size
+        if self.resize is not None and max(self.resize) > MAX_RESIZE:
             raise ConfigError(f"--resize must be in [1, {MAX_RESIZE}], got {resize}")
-        self.source, self.folder, self.resize = source, folder, resize
+        self.source, self.folder = source, folder
         captions, self.unlisted = _find(folder)
         names = sorted(captions)[:limit]
         files = track(names, f"checking {source}", console=console, disable=not console.is_terminal)
@@ -95,7 +97,7 @@ class FolderPictures:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(3, height, width) of every picture."""
-        width, height = (self.resize, self.resize) if self.resize else next(iter(self.sizes))
+        width, height = self.resize[::-1] if self.resize else next(iter(self.sizes))
         return 3, height, width
 
     def read(self, ids: Sequence[int]) -> EvalBatch:
@@ -167,7 +169,7 @@ class FolderPictures:
 
     def _fit(self, image: Image.Image) -> Image.Image:
         if self.resize is not None:
-            return center_crop(resize_shorter_side(image, self.resize), self.resize)
+            return fit_to(image, self.resize, "crop")
         if image.size != (self.shape[2], self.shape[1]):  # turned as EXIF says
             raise UnusablePictureError(
                 f"{_by(image.size)} once upright, not {_by((self.shape[2], self.shape[1]))}"
@@ -175,9 +177,11 @@ class FolderPictures:
         return image
 
     def _resize_name(self) -> str | None:
-        if self.resize is None or set(self.sizes) == {(self.resize, self.resize)}:
+        if self.resize is None or set(self.sizes) == {self.resize[::-1]}:
             return None
-        return f"shorter side to {self.resize} (PIL Lanczos, reducing gap 3), centre crop"
+        height, width = self.resize
+        how = f"shorter side to {height}" if height == width else f"to cover {width}x{height}"
+        return f"{how} (PIL Lanczos, reducing gap 3), centre crop"
 
 
 def _find(folder: Path) -> tuple[dict[str, str], int]:

@@ -23,6 +23,7 @@ from tinydiffusion.commands._sources import (
 )
 from tinydiffusion.commands._statistics_file import StatisticsFile
 from tinydiffusion.config import ConfigError, SamplingConfig, to_dict
+from tinydiffusion.datasets._views import view_of
 from tinydiffusion.model_folder.layout import INDEX, WEIGHTS
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes
@@ -45,7 +46,7 @@ class Request:
     assume_extractor: str | None
     num_images: int | None
     prompts: list[str]  # of a file; empty where there is none
-    resize: int | None
+    resize: int | list[int] | None
     guidance_scales: list[float]
     shard: Shard
     state: Path | None
@@ -183,10 +184,11 @@ def _open_model(request: Request, measurement: Measurement, console: Console) ->
 
 
 def _check_model_flags(request: Request, pipeline: TextToImage) -> None:
-    if request.resize not in (None, pipeline.image_shape[-1]):
+    size = _size_of(pipeline)
+    if request.resize is not None and view_of(request.resize).size != size:
         raise ConfigError(
-            f"--resize {request.resize}: the model's pictures have {pipeline.image_shape[-1]} "
-            "pixels; sample them into a folder and evaluate that"
+            f"--resize {request.resize}: the model's pictures are {size[1]}x{size[0]}; sample them "
+            "into a folder and evaluate that"
         )
     if request.samples and (request.shard != WHOLE or request.guidance_scales):
         raise ConfigError(
@@ -198,6 +200,12 @@ def _check_model_flags(request: Request, pipeline: TextToImage) -> None:
             f"--data {request.data}: a model's prompts are captions of the reference; sample it "
             "into a folder, and compare that with statistics"
         )
+
+
+def _size_of(pipeline: TextToImage) -> tuple[int, int]:
+    """Height and width of a model's pictures."""
+    _, height, width = pipeline.image_shape
+    return height, width
 
 
 def _make_samples(request: Request, target: Target, console: Console, processes: Processes) -> None:
@@ -224,15 +232,17 @@ def _reference_of_model(
     pipeline: TextToImage, request: Request, console: Console
 ) -> DatasetPictures | FolderPictures:
     """The pictures to compare with, in the model's size."""
-    config, size, data = pipeline.config, pipeline.image_shape[-1], request.data
+    config, size, data = pipeline.config, _size_of(pipeline), request.data
     if data not in (None, "train", "validation"):
         return FolderPictures("reference", Path(data), resize=size, console=console)
     if data != "train" and config.validation is None:
         raise ConfigError("the model's config has no validation set; name one with --data")
     section = {**config.dataset, **({} if data == "train" else config.validation or {})}
     console.print(f"reference, as the model's config asks for: {section}")
-    if section.get("size", size) != size:
-        raise ConfigError(f"the reference has pictures of size {section['size']}, the model {size}")
+    if view_of(section.get("size", size)).size != size:
+        raise ConfigError(
+            f"the reference has pictures of size {section['size']}, the model {list(size)}"
+        )
     reference = build_dataset(section) if data == "train" else build_validation(config)
     assert reference is not None
     if len(reference) > MAX_REFERENCE:
@@ -274,7 +284,7 @@ def _train_of_model(
         return None
     if request.train in (None, "train"):
         return DatasetPictures("train", build_dataset(pipeline.config.dataset))
-    size = pipeline.image_shape[-1]
+    size = _size_of(pipeline)
     return FolderPictures("train", Path(request.train), resize=size, console=console)
 
 
@@ -283,8 +293,8 @@ def _resized(pictures: Pictures | None) -> list[str]:
     if not isinstance(pictures, FolderPictures) or pictures.about()["resize"] is None:
         return []
     listed = ", ".join("{}x{}".format(*size) for size in sorted(pictures.sizes)[:3])
-    side = pictures.resize
-    return [f"{pictures.source} pictures were resized to {side}x{side}, some from {listed}"]
+    _, height, width = pictures.shape
+    return [f"{pictures.source} pictures were resized to {width}x{height}, some from {listed}"]
 
 
 # ---- a folder --------------------------------------------------------------------------------

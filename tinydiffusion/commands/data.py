@@ -12,6 +12,7 @@ from rich.console import Console
 from tinydiffusion import registry
 from tinydiffusion.build import build_dataset, build_validation
 from tinydiffusion.commands._data_report import (
+    describe_brightness,
     describe_captions,
     describe_groups,
     describe_scan,
@@ -35,7 +36,7 @@ def data(
     paths: Sequence[Path],
     *,
     settings: Config | None,
-    size: int | None,
+    size: int | list[int] | None,
     caption_column: str | None,
     workers: int,
     json_file: Path | None,
@@ -72,8 +73,7 @@ def data(
     for scan, refusal in results.values():
         if not scan.samples:
             raise ConfigError(refusal)
-    for split, scan in scans.items():
-        _say(describe_scan(split, scan))
+    _say_of_each(scans)
     _say(describe_groups("duplicates (the same pixels again)", duplicates))
     if len(scans) > 1:
         _say(describe_groups("pictures shared between sets", shared))
@@ -85,6 +85,13 @@ def data(
         if refusal:
             errors.print(f"warning: training would refuse this: {refusal}")
     return 0
+
+
+def _say_of_each(scans: dict[str, Scan]) -> None:
+    for split, scan in scans.items():
+        _say(describe_scan(split, scan))
+        if remark := describe_brightness(scan):
+            errors.print(f"warning: {split}: {remark}")
 
 
 def _check_writable(json_file: Path | None, sheet: Path | None) -> None:

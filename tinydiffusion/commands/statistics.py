@@ -20,7 +20,7 @@ def statistics(
     metric: str,
     options: dict[str, dict[str, Any]],
     *,
-    resize: int | None,
+    resize: int | list[int] | None,
     batch_size: int,
     out: Path,
 ) -> int:

@@ -1,6 +1,6 @@
 """Captioned pictures through Hugging Face `datasets`: a hub name, or local files of any kind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tinydiffusion.datasets._huggingface import (
@@ -24,9 +24,12 @@ class HuggingFaceDataset(PackedDataset):
         split: Which split, slices such as "train[:100]" included.
         image_column: The column that holds the pictures.
         caption_column: The column that holds a caption, or a list of captions.
-        size: Width and height of every example; smaller pictures are skipped, not blown up.
+        size: Side of every example, or [height, width]; smaller pictures are skipped, not blown up.
+        fit: "crop" cuts pictures of other proportions, "pad" gives them a white border.
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
+        max_value: The value that means white in files of more than 8 bits, such as 4095; None takes
+            65535, but 4095 for a picture that has nothing brighter.
         limit: Stop after this many usable pictures; None takes all.
         workers: Threads that decode; alters no example.
 
@@ -43,9 +46,11 @@ class HuggingFaceDataset(PackedDataset):
         split: str = "train",
         image_column: str = "image",
         caption_column: str = "text",
-        size: int = 32,
+        size: int | Sequence[int] = 32,
+        fit: str = "crop",
         crop: str = "center",
         flip: bool = False,
+        max_value: int | None = None,
         limit: int | None = None,
         workers: int = 2,
     ) -> None:
@@ -55,8 +60,10 @@ class HuggingFaceDataset(PackedDataset):
             total=len(rows),
             name=f"{path}[{split}]",
             size=size,
+            fit=fit,
             crop=crop,
             flip=flip,
+            max_value=max_value,
             limit=limit,
             workers=workers,
         )
