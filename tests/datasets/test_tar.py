@@ -37,6 +37,7 @@ from tar_toys import (
 from tinydiffusion.datasets._tar import BLOCK, Fault
 from tinydiffusion.datasets.folder import FolderDataset
 from tinydiffusion.datasets.shards import ShardsDataset
+from tinydiffusion.datasets.tar import TarDataset
 
 # ---- what is loaded --------------------------------------------------------------------------
 

@@ -22,8 +22,9 @@ class TarDataset(PackedDataset):
 
     A picture's caption is the member of the same name that ends in `.txt` or `.caption`, else the
     caption column of the one that ends in `.json`; they may stand anywhere in the shard. A lone
-    `x.input.png` goes with a lone `x.output.txt`. Ids are `shard.tar/name`. Other members are not read. Where a shard is cut or damaged, what lies
-    before that place is used. `skipped` names all that is left out, with the reason.
+    `x.input.png` goes with a lone `x.output.txt`. Ids are `shard.tar/name`. Other members are not
+    read. Where a shard is cut or damaged, what lies before that place is used. `skipped` names all
+    that is left out, with the reason.
 
     Shards are listed first, by their headers alone; then pictures are read one at a time.
 
