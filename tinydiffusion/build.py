@@ -19,6 +19,7 @@ from tinydiffusion.diffusion.schedule import Schedule, make_schedule
 from tinydiffusion.processes import ALONE, Processes
 from tinydiffusion.protocols import (
     Dataset,
+    Divisible,
     Evaluator,
     Example,
     Fingerprinted,
@@ -79,7 +80,7 @@ def check_plugins(config: Config) -> None:
 def _uses(config: Config) -> Iterator[_Use]:
     for kind in PLUGIN_SECTIONS:
         yield _Use(kind, kind, *plugin(getattr(config, kind)))
-    if config.validation is not None:
+    if config.validation is not None and held_out_fraction(config) is None:
         yield _Use("validation", "dataset", *plugin(_validation_section(config)))
     yield _Use("sampling", "sampler", config.sampling.sampler, {})
     evaluation = config.evaluation
@@ -95,9 +96,60 @@ def build_dataset(section: dict[str, Any]) -> Dataset:
     return registry.create("dataset", name, **options)
 
 
+def build_training(config: Config) -> Dataset:
+    """Build the training set, without what `validation.fraction` holds out of it.
+
+    Raises:
+        ConfigError: the set cannot be divided by the content of its pictures.
+    """
+    dataset = build_dataset(config.dataset)
+    fraction = held_out_fraction(config)
+    return dataset if fraction is None else _divided(dataset, fraction, config)[0]
+
+
 def build_validation(config: Config) -> Dataset | None:
-    """The validation set, its options those of the training set where it names no others."""
-    return None if config.validation is None else build_dataset(_validation_section(config))
+    """Build the validation set, its options those of the training set where it names no others.
+
+    Raises:
+        ConfigError: see `build_training`.
+    """
+    if config.validation is None:
+        return None
+    if (fraction := held_out_fraction(config)) is not None:
+        return _divided(build_dataset(config.dataset), fraction, config)[1]
+    return build_dataset(_validation_section(config))
+
+
+def held_out_fraction(config: Config) -> float | None:
+    """The fraction of the training set that is held out for validation; None where none is.
+
+    Raises:
+        ConfigError: it is not in (0, 1), or stands beside other keys.
+    """
+    given = config.validation or {}
+    if "fraction" not in given:
+        return None
+    fraction = given["fraction"]
+    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ConfigError(f"validation.fraction must be in (0, 1), got {fraction!r}")
+    if others := [key for key in given if key != "fraction"]:
+        raise ConfigError(
+            f"validation.fraction holds out a part of `dataset`: leave out validation.{others[0]}"
+        )
+    return float(fraction)
+
+
+def _divided(dataset: Dataset, fraction: float, config: Config) -> tuple[Dataset, Dataset]:
+    if isinstance(dataset, Divisible):
+        return dataset.divided(fraction)
+    name = config.dataset["name"]
+    advice = "give validation a set of its own, by `path` or the like"
+    if isinstance(dataset, Streaming):
+        advice = f"{advice}; or take a set that is read at once, such as tar or huggingface"
+    raise ConfigError(
+        f"validation.fraction: the pictures of data set {name!r} are not known before they are "
+        f"visited, so none can be held out by content; {advice}"
+    )
 
 
 def _validation_section(config: Config) -> dict[str, Any]:

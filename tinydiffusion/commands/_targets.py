@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tinydiffusion.build import build_dataset, build_validation, pick_device
+from tinydiffusion.build import build_training, build_validation, pick_device
 from tinydiffusion.commands._evaluation import reference_pictures
 from tinydiffusion.commands._folder import FolderPictures
 from tinydiffusion.commands._measuring import Measurement
@@ -239,11 +239,11 @@ def _reference_of_model(
         raise ConfigError("the model's config has no validation set; name one with --data")
     section = {**config.dataset, **({} if data == "train" else config.validation or {})}
     console.print(f"reference, as the model's config asks for: {section}")
-    if view_of(section.get("size", size)).size != size:
+    if view_of(section.get("size") or size).size != size:
         raise ConfigError(
             f"the reference has pictures of size {section['size']}, the model {list(size)}"
         )
-    reference = build_dataset(section) if data == "train" else build_validation(config)
+    reference = build_training(config) if data == "train" else build_validation(config)
     assert reference is not None
     if len(reference) > MAX_REFERENCE:
         raise ConfigError(f"the reference must have at most {MAX_REFERENCE} pictures")
@@ -283,7 +283,7 @@ def _train_of_model(
     if not measurement.needing("train"):
         return None
     if request.train in (None, "train"):
-        return DatasetPictures("train", build_dataset(pipeline.config.dataset))
+        return DatasetPictures("train", build_training(pipeline.config))
     size = _size_of(pipeline)
     return FolderPictures("train", Path(request.train), resize=size, console=console)
 

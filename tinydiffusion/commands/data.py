@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from tinydiffusion import registry
-from tinydiffusion.build import build_dataset, build_validation
+from tinydiffusion.build import build_dataset, build_training, build_validation, held_out_fraction
 from tinydiffusion.commands._data_report import (
     describe_brightness,
     describe_captions,
@@ -164,12 +164,15 @@ def _fitting(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _builders_of_run(settings: Config, options: dict[str, Any]) -> Builders:
     dataset = {**settings.dataset, **_fitting(settings.dataset["name"], options)}
-    builders: Builders = {"train": lambda: build_dataset(dataset)}
-    if settings.validation is not None:
+    run = dataclasses.replace(settings, dataset=dataset)
+    builders: Builders = {"train": lambda: build_training(run)}
+    if held_out_fraction(run) is not None:
+        builders["validation"] = lambda: build_validation(run)
+    elif settings.validation is not None:
         name = settings.validation.get("name", dataset["name"])
         validation = {**settings.validation, **_fitting(name, options)}
-        run = dataclasses.replace(settings, dataset=dataset, validation=validation)
-        builders["validation"] = lambda: build_validation(run)
+        whole = dataclasses.replace(run, validation=validation)
+        builders["validation"] = lambda: build_validation(whole)
     return builders
 
 

@@ -1,5 +1,6 @@
 """Captioned pictures, decoded once and kept as packed uint8."""
 
+import copy
 import hashlib
 import json
 import warnings
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tinydiffusion.datasets._captions import shown
 from tinydiffusion.datasets._depth import about_depth
-from tinydiffusion.datasets._scan import Found, Scan, Skipped, scan
+from tinydiffusion.datasets._scan import Found, Sample, Scan, Skipped, scan
 from tinydiffusion.datasets._views import check_limit, drawn_window, middle_window, view_of
 from tinydiffusion.protocols import Example
 
@@ -91,6 +92,22 @@ class PackedDataset:
         pixels = self.scan.pixels(index)
         return self._example(index, drawn_window(pixels, self.view, generator))
 
+    def divided(self, fraction: float) -> "tuple[PackedDataset, PackedDataset]":
+        """Hold out about this fraction of the pictures, by the SHA-256 of their prepared pixels.
+
+        Raises:
+            ValueError: one side would be empty.
+        """
+        sides = copy.copy(self), copy.copy(self)
+        for is_held_out, side in enumerate(sides):
+            side.scan = self.scan.only(lambda s, k=is_held_out: _is_held_out(s, fraction) == k)
+        if not all(map(len, sides)):
+            raise ValueError(
+                f"of {len(self)} pictures none are left on one side of fraction={fraction:g}; set "
+                "another one, or give validation pictures of its own"
+            )
+        return sides
+
     def captions(self) -> list[str]:
         """Every caption of every example."""
         given = [sample.caption for sample in self.scan.samples]
@@ -110,6 +127,11 @@ class PackedDataset:
     def _example(self, index: int, image: UInt8[Tensor, "C H W"]) -> Example:
         sample = self.scan.samples[index]
         return Example(image=image, caption=sample.caption, id=sample.id)
+
+
+def _is_held_out(sample: Sample, fraction: float) -> bool:
+    """Draw by the content alone: the digest's first 64 bits as a number in [0, 1)."""
+    return int(sample.sha256[:16], 16) < fraction * 2**64
 
 
 def describe(skipped: list[Skipped]) -> str:

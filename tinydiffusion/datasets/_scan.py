@@ -85,6 +85,15 @@ class Scan:
         height, width = self.samples[index].stored
         return self._parts[part][start : start + 3 * height * width].view(3, height, width)
 
+    def only(self, wanted: Callable[[Sample], bool]) -> "Scan":
+        """The scan with these samples alone; what was left out stays named."""
+        part = Scan(self.size)
+        kept = [n for n, sample in enumerate(self.samples) if wanted(sample)]
+        part.samples = [self.samples[n] for n in kept]
+        part.skipped, part._parts = self.skipped, self._parts
+        part._places = [self._places[n] for n in kept]
+        return part
+
     def add(
         self, samples: Iterable[Sample], skipped: Iterable[Skipped], pixels: UInt8[Tensor, "N"]
     ) -> None:

@@ -1,5 +1,6 @@
 """Several data sets at once, each with its share of the pictures that are visited."""
 
+import copy
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ from tinydiffusion.protocols import (
     Augmented,
     Captioned,
     Dataset,
+    Divisible,
     Example,
     Fingerprinted,
     Selective,
@@ -114,6 +116,29 @@ class MixtureDataset:
             else:
                 found[f"{label}: options"] = self._options[number]
         return found
+
+    def divided(self, fraction: float) -> "tuple[MixtureDataset, MixtureDataset]":
+        """Hold out about this fraction of every set; the places follow.
+
+        Raises:
+            ValueError: a set that cannot be divided, or a side that would be empty.
+        """
+        sides = copy.copy(self), copy.copy(self)
+        pairs = [self._divided_part(number, fraction) for number in range(len(self.parts))]
+        for side, parts in zip(sides, zip(*pairs, strict=True), strict=True):
+            side.parts = list(parts)
+            side.counts = [
+                max(len(part), round(count * len(part) / len(whole)))
+                for part, count, whole in zip(parts, self.counts, self.parts, strict=True)
+            ]
+            side._ends = list(accumulate(side.counts))
+        return sides
+
+    def _divided_part(self, number: int, fraction: float) -> tuple[Dataset, Dataset]:
+        part = self.parts[number]
+        if not isinstance(part, Divisible):
+            raise ValueError(f"{self.labels[number]} cannot be divided by its pictures' content")
+        return part.divided(fraction)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Which set has the place, and its number there."""
