@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from inspect import Parameter
 from typing import Any, NamedTuple
@@ -12,12 +13,14 @@ from torch import nn
 
 from tinydiffusion import registry
 from tinydiffusion.config import KEYS, PLUGIN_SECTIONS, Config, ConfigError, plugin, unknown_key
+from tinydiffusion.datasets._brightness import Brightness
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import Schedule, make_schedule
 from tinydiffusion.processes import ALONE, Processes
 from tinydiffusion.protocols import (
     Captioned,
     Dataset,
+    Divisible,
     Evaluator,
     Example,
     Fingerprinted,
@@ -80,7 +83,7 @@ def check_plugins(config: Config) -> None:
 def _uses(config: Config) -> Iterator[_Use]:
     for kind in PLUGIN_SECTIONS:
         yield _Use(kind, kind, *plugin(getattr(config, kind)))
-    if config.validation is not None:
+    if config.validation is not None and held_out_fraction(config) is None:
         yield _Use("validation", "dataset", *plugin(_validation_section(config)))
     yield _Use("sampling", "sampler", config.sampling.sampler, {})
     evaluation = config.evaluation
@@ -96,9 +99,60 @@ def build_dataset(section: dict[str, Any]) -> Dataset:
     return registry.create("dataset", name, **options)
 
 
+def build_training(config: Config) -> Dataset:
+    """Build the training set, without what `validation.fraction` holds out of it.
+
+    Raises:
+        ConfigError: the set cannot be divided by the content of its pictures.
+    """
+    dataset = build_dataset(config.dataset)
+    fraction = held_out_fraction(config)
+    return dataset if fraction is None else _divided(dataset, fraction, config)[0]
+
+
 def build_validation(config: Config) -> Dataset | None:
-    """The validation set, its options those of the training set where it names no others."""
-    return None if config.validation is None else build_dataset(_validation_section(config))
+    """Build the validation set, its options those of the training set where it names no others.
+
+    Raises:
+        ConfigError: see `build_training`.
+    """
+    if config.validation is None:
+        return None
+    if (fraction := held_out_fraction(config)) is not None:
+        return _divided(build_dataset(config.dataset), fraction, config)[1]
+    return build_dataset(_validation_section(config))
+
+
+def held_out_fraction(config: Config) -> float | None:
+    """The fraction of the training set that is held out for validation; None where none is.
+
+    Raises:
+        ConfigError: it is not in (0, 1), or stands beside other keys.
+    """
+    given = config.validation or {}
+    if "fraction" not in given:
+        return None
+    fraction = given["fraction"]
+    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        raise ConfigError(f"validation.fraction must be in (0, 1), got {fraction!r}")
+    if others := [key for key in given if key != "fraction"]:
+        raise ConfigError(
+            f"validation.fraction holds out a part of `dataset`: leave out validation.{others[0]}"
+        )
+    return float(fraction)
+
+
+def _divided(dataset: Dataset, fraction: float, config: Config) -> tuple[Dataset, Dataset]:
+    if isinstance(dataset, Divisible):
+        return dataset.divided(fraction)
+    name = config.dataset["name"]
+    advice = "give validation a set of its own, by `path` or the like"
+    if isinstance(dataset, Streaming):
+        advice = f"{advice}; or take a set that is read at once, such as tar or huggingface"
+    raise ConfigError(
+        f"validation.fraction: the pictures of data set {name!r} are not known before they are "
+        f"visited, so none can be held out by content; {advice}"
+    )
 
 
 def _validation_section(config: Config) -> dict[str, Any]:
@@ -119,7 +173,8 @@ def survey(dataset: Dataset) -> tuple[list[str], dict[str, str]]:
     Returns:
         The captions that a text encoder learns its vocabulary from, and example id -> SHA-256 of
         captions and pixels, by which a resumed run notices what of its data changed: of every
-        example where the data set is `protocols.Fingerprinted`, else of the surveyed ones.
+        example where the data set is `protocols.Fingerprinted`, else of the surveyed ones. Pictures
+        that are nearly black or white as a whole are a warning.
 
     Raises:
         ValueError: the set is empty, or two examples have the same id.
@@ -129,12 +184,16 @@ def survey(dataset: Dataset) -> tuple[list[str], dict[str, str]]:
     named = isinstance(dataset, Fingerprinted)
     captions: list[str] = []
     surveyed: dict[str, str] = {}
+    brightness = Brightness()
     for i in surveyed_places(dataset):
         example = dataset[i]
         if example["id"] in surveyed:
             raise ValueError(f"two examples of the data set have the id {example['id']!r}")
         captions += captions_of(example)
+        brightness.add(example["image"])
         surveyed[example["id"]] = "" if named else fingerprint(example)
+    if remark := brightness.describe():
+        warnings.warn(remark, stacklevel=2)
     return captions, dict(dataset.fingerprints()) if named else surveyed
 
 

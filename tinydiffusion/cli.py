@@ -20,6 +20,7 @@ from tinydiffusion.cli_arguments import (
     sampling_arguments,
     sampling_overrides,
     shard,
+    size,
     with_plugin_options,
 )
 from tinydiffusion.errors import DiskError, RunError
@@ -293,7 +294,10 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE",
         help="Take paths, size, caption column and text encoder from this run's YAML file.",
     )  # fmt: skip
-    add("--size", type=count, metavar="N", help="Smallest side that is usable; default 32.")
+    add(
+        "--size", type=size, metavar="N|HxW",
+        help="Side of the examples, or height x width; smaller pictures are skipped; default 32.",
+    )  # fmt: skip
     add("--caption-column", metavar="NAME", help="Of the metadata; default text.")
     add(
         "--captions", choices=["auto", "folder"],
@@ -337,7 +341,10 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
         "folder to make. With --config DST alone, with --check the set to look at.",
     )  # fmt: skip
     add("--config", metavar="FILE", help="Pack the data set of this run's YAML file.")
-    add("--size", type=count, metavar="N", help="Shorter side in pixels; needed but for --config.")
+    add(
+        "--size", type=size, metavar="N|HxW",
+        help="Shorter side in pixels, or height x width to cover; needed but for --config.",
+    )  # fmt: skip
     add("--format", default="png", choices=["png", "jpg", "webp"], help="Default %(default)s.")
     add("--shard-size", type=count, default=1000, metavar="N", help="Pictures; default 1000.")
     add("--caption-column", metavar="NAME", help="Of the metadata; default text.")

@@ -85,6 +85,12 @@ def count(text: str) -> int:
     return number
 
 
+def size(text: str) -> int | list[int]:
+    """`32` as 32, the side of a square, and `32x48` as [32, 48], height and width."""
+    height, cross, width = text.partition("x")
+    return [count(height), count(width)] if cross else count(height)
+
+
 def shard(text: str) -> tuple[int, int]:
     """`3/16` as (3, 16)."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)

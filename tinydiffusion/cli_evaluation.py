@@ -14,6 +14,7 @@ from tinydiffusion.cli_arguments import (
     sampling_arguments,
     sampling_overrides,
     shard,
+    size,
     with_plugin_options,
 )
 from tinydiffusion.outputs import OutputFile, OutputFolder
@@ -65,7 +66,10 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "--samples-per-prompt", type=count, default=1, metavar="N",
         help="Pictures of each of these prompts; default 1.",
     )  # fmt: skip
-    add("--resize", type=int, metavar="N", help="Make a folder's pictures squares of N pixels.")
+    add(
+        "--resize", type=size, metavar="N|HxW",
+        help="Make a folder's pictures squares of N pixels, or H pixels high and W wide.",
+    )  # fmt: skip
     add(
         "--guidance-scales", type=float, nargs="+", default=[], metavar="X",
         help="Measure a model at each of these too, for the curve of the report.",
@@ -176,7 +180,10 @@ def _statistics_arguments(parser: argparse.ArgumentParser) -> None:
         "--metrics", required=True, metavar="NAME",
         help="The metric to be compared by; options as --NAME.OPTION VALUE.",
     )  # fmt: skip
-    add("--resize", type=int, metavar="N", help="Make the pictures squares of N pixels.")
+    add(
+        "--resize", type=size, metavar="N|HxW",
+        help="Make the pictures squares of N pixels, or H pixels high and W wide.",
+    )  # fmt: skip
     add("--batch-size", type=count, default=64, metavar="N", help="Default 64; alters no number.")
     add(
         "--out", type=OutputFile("statistics.npz"), required=True, metavar="FILE.npz",

@@ -70,8 +70,8 @@ class OutputFile:
         beside = path.with_name(f"{path.name}{LIST_SUFFIX}")
         if self.suffix == ".png" and beside.exists() and not (overwrite or is_list(beside)):
             raise ValueError(
-                f"{beside} is there already, where what a grid cannot show would be listed; move it "
-                "away, or --overwrite"
+                f"{beside} is there already, where a grid lists what it cannot show; move it away, "
+                "or --overwrite"
             )
         if self.continued or not path.exists():
             return

@@ -98,6 +98,21 @@ class Selective(Protocol):
 
 
 @runtime_checkable
+class Divisible(Protocol):
+    """A data set that can be divided by the content of its pictures."""
+
+    def divided(self, fraction: float) -> "tuple[Dataset, Dataset]":
+        """All pictures but about this fraction, and these.
+
+        Equal pictures come to the same side, and a picture keeps its side when others are added.
+
+        Raises:
+            ValueError: one side would be empty, or it cannot be told apart.
+        """
+        ...
+
+
+@runtime_checkable
 class Fingerprinted(Protocol):
     """A data set that can name every example's content cheaply.
 

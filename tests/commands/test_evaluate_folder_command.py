@@ -147,7 +147,9 @@ def test_mixed_sizes_are_refused_until_a_resize_is_asked_for(folders, measured, 
     )
     report, _ = measured(*flags, "--resize", "8")
     assert report["context"]["sources"]["generated"]["resize"].startswith("shorter side to 8")
-    assert mistake("evaluate", *flags, "--resize", "0").startswith("--resize must be in [1, 4096]")
+    assert mistake("evaluate", *flags, "--resize", "5000").startswith(
+        "--resize must be in [1, 4096]"
+    )
 
 
 def test_generated_and_reference_pictures_must_be_of_one_size(folders, tmp_path, mistake):

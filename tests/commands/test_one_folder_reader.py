@@ -16,6 +16,7 @@ from rich.console import Console
 from tinydiffusion.commands._folder import FolderPictures
 from tinydiffusion.datasets._packed import TooManySkippedError
 from tinydiffusion.datasets._picture_folder import read_folder
+from tinydiffusion.datasets._views import view_of
 from tinydiffusion.datasets.folder import FolderDataset
 
 SIZE = 8
@@ -23,7 +24,7 @@ SIZE = 8
 # ---- what a folder may hold ------------------------------------------------------------------
 
 
-def draw(number, size=(12, 10)):
+def draw(number, view=view_of((12, 10)):
     noise = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
@@ -130,7 +131,7 @@ class Seen:
         self.caption_faults = read_folder(folder, captions=captions).uncaptioned
         class_folders = captions == "folder"
         self.pictures = pictures = FolderPictures(
-            "reference", folder, size=(SIZE, SIZE), class_folders=class_folders,
+            "reference", folder, view=view_of(SIZE), class_folders=class_folders,
             console=Console(file=io.StringIO()),
         )  # fmt: skip
         batch = pictures.read(range(len(pictures)))

@@ -15,6 +15,7 @@ from tinydiffusion.datasets._captions import shown
 from tinydiffusion.datasets._metadata import MAX_LINE
 from tinydiffusion.datasets._pictures import UnusablePictureError, load_picture, quiet
 from tinydiffusion.datasets._scan import Found, scan
+from tinydiffusion.datasets._views import view_of
 from tinydiffusion.datasets.folder import FolderDataset, find_pictures
 
 fuzz = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
@@ -92,7 +93,7 @@ def test_any_table(folder, rows):
 @given(caption=ANY_TEXT | st.lists(ANY_TEXT, max_size=3))
 def test_any_caption(caption):
     picture = encode(Image.new("RGB", (8, 8)))
-    result = scan([Found("a", picture, caption)], size=8, crop="center")
+    result = scan([Found("a", picture, caption)], view_of(8))
     for sample in result.samples:
         texts = [sample.caption] if isinstance(sample.caption, str) else sample.caption
         assert all(text == text.strip() != "" for text in texts)
@@ -157,7 +158,7 @@ def test_a_damaged_picture_loads_or_is_refused(name, data):
         content[place] = byte
     cut = data.draw(st.none() | st.integers(0, len(content)))
     with quiet(), contextlib.suppress(UnusablePictureError):
-        assert load_picture(bytes(content[:cut]), 8).image.mode == "RGB"
+        assert load_picture(bytes(content[:cut]), (8, 8)).image.mode == "RGB"
 
 
 BOUNDED = """
@@ -181,7 +182,7 @@ with quiet():
             content[random.randrange(min(64, len(content)))] = random.choice([0, 1, 127, 255])
         signal.setitimer(signal.ITIMER_VIRTUAL, 2)
         try:
-            load_picture(bytes(content), 8)
+            load_picture(bytes(content), (8, 8))
             loaded += 1
         except UnusablePictureError:
             refused += 1

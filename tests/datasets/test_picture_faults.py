@@ -29,6 +29,7 @@ from PIL import Image, PngImagePlugin
 from tinydiffusion.datasets import _pictures
 from tinydiffusion.datasets._pictures import UnusablePictureError, load_picture, quiet
 from tinydiffusion.datasets._scan import Found, scan
+from tinydiffusion.datasets._views import view_of
 
 INK = "converted to sRGB by the ICC profile"
 
@@ -325,11 +326,11 @@ def test_thin_pictures(crop):
         Found("dot", encode(Image.new("RGB", (1, 1), RED)), "a dot"),
         Found("line", encode(Image.new("RGB", (1, 4000), GREEN)), "a line"),
     ]
-    result = scan(pictures, size=1, crop=crop)
+    result = scan(pictures, view_of(1, crop=crop))
     assert [(s.width, s.height) for s in result.samples] == [(1, 1), (1, 4000)]
     assert result.pixels(0).flatten().tolist() == list(RED)
     assert result.pixels(1)[:, 0, 0].tolist() == list(GREEN)
-    assert scan(pictures, size=2, crop=crop).skipped == [
+    assert scan(pictures, view_of(2, crop=crop)).skipped == [
         ("dot", "smaller than size=2: 1x1"),
         ("line", "smaller than size=2: 1x4000"),
     ]
@@ -354,7 +355,7 @@ def test_big_pictures_are_decoded_one_at_a_time(monkeypatch):
         monkeypatch.setattr(_pictures, "BIG", big)
         monkeypatch.setattr(_pictures, "to_srgb", slow)
         monkeypatch.setenv("TINYDIFFUSION_CACHE", os.environ["TINYDIFFUSION_CACHE"] + str(big))
-        assert len(scan(pictures, size=8, crop="center", workers=5).samples) == 8
+        assert len(scan(pictures, view_of(8), workers=5).samples) == 8
         most[big] = max(seen)
     assert most[10] == 1
     assert most[10_000] > 1
@@ -365,7 +366,7 @@ import resource, sys
 from pathlib import Path
 from tinydiffusion.datasets._pictures import load_picture
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-load_picture(Path(sys.argv[1]), 32)
+load_picture(Path(sys.argv[1]), (32, 32))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 

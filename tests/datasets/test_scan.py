@@ -14,6 +14,7 @@ from PIL import Image
 from tinydiffusion.datasets import _cache, _pictures, _scan
 from tinydiffusion.datasets._pictures import UnusablePictureError
 from tinydiffusion.datasets._scan import Found, Scan, Skipped
+from tinydiffusion.datasets._views import view_of
 from tinydiffusion.datasets.folder import FolderDataset, find_pictures
 from tinydiffusion.protocols import Fingerprinted
 
@@ -39,16 +40,16 @@ def decoded(monkeypatch):
     names = []
     load = _scan.load_picture
 
-    def counting(source, *arguments):
+    def counting(source, *arguments, **options):
         names.append(source.name)
-        return load(source, *arguments)
+        return load(source, *arguments, **options)
 
     monkeypatch.setattr(_scan, "load_picture", counting)
     return names
 
 
 def scan(folder, size=8, crop="center", **options):
-    return _scan.scan(find_pictures(folder), size=size, crop=crop, **options)
+    return _scan.scan(find_pictures(folder), view_of(size, crop=crop), **options)
 
 
 def contents(result: Scan):
@@ -107,7 +108,7 @@ def test_pictures_given_as_bytes_are_held_a_few_at_a_time(monkeypatch):
         return whole_part(part, *arguments)
 
     monkeypatch.setattr(_scan, "_scan_part", watch)
-    assert len(_scan.scan(pictures(), size=8, crop="center").samples) == 9
+    assert len(_scan.scan(pictures(), view_of(8)).samples) == 9
     assert lengths == [(3, 3), (3, 6), (3, 9)]
 
 
@@ -125,7 +126,7 @@ def test_captions_are_mended_and_noted():
     captions = ["a\0b", "a\ud800b", special, ["fine", "not\x1bfine"], "ab"]
     picture = encode(noise(8))
     found = [Found(str(i), picture, caption) for i, caption in enumerate(captions)]
-    samples = _scan.scan(found, size=8, crop="center").samples
+    samples = _scan.scan(found, view_of(8)).samples
     assert [s.caption for s in samples] == ["a b", "a\ufffdb", special, ["fine", "not fine"], "ab"]
     assert [" ".join(s.notes)[:12] for s in samples] == [
         "control char", "half charact", "special toke", "control char", ""
@@ -146,13 +147,13 @@ def test_captions_are_mended_and_noted():
     ],
 )
 def test_captions_that_are_none(caption, reason):
-    result = _scan.scan([Found("a", encode(noise(8)), caption)], size=8, crop="center")
+    result = _scan.scan([Found("a", encode(noise(8)), caption)], view_of(8))
     assert [item.reason for item in result.skipped] == ([] if reason is None else [reason])
 
 
 def test_a_megabytes_caption_costs_nothing():
     start = time.process_time()
-    _scan.scan([Found("a", encode(noise(8)), "x" * 10_000_000)], size=8, crop="center")
+    _scan.scan([Found("a", encode(noise(8)), "x" * 10_000_000)], view_of(8))
     assert time.process_time() - start < 0.1
 
 
@@ -331,7 +332,7 @@ def test_a_file_that_changes_meanwhile_is_not_kept_under_its_old_content(folder,
 
 
 def test_an_error_of_ours_ends_the_scan_and_its_threads(folder, monkeypatch):
-    def broken(*arguments):
+    def broken(*arguments, **options):
         raise AttributeError("ours")
 
     monkeypatch.setattr(_scan, "load_picture", broken)
@@ -362,7 +363,7 @@ def test_the_shape_is_part_of_the_pixels():
         Found("wide", encode(Image.new("RGB", (16, 8))), "same"),
         Found("tall", encode(Image.new("RGB", (8, 16))), "same"),
     ]
-    wide, tall = _scan.scan(found, size=8, crop="random").samples
+    wide, tall = _scan.scan(found, view_of(8, crop="random")).samples
     assert wide.sha256 != tall.sha256
 
 
@@ -374,6 +375,6 @@ def test_pixels_are_those_of_the_file(folder):
 
 
 def test_reasons_of_the_finder_pass_through():
-    result = _scan.scan([Skipped("a", "refused: so")], size=8, crop="center")
+    result = _scan.scan([Skipped("a", "refused: so")], view_of(8))
     assert result.skipped == [("a", "refused: so")]
     assert issubclass(UnusablePictureError, ValueError)

@@ -1,5 +1,6 @@
 """Shards equal `tar`, come in an order that processes and stops do not change, and name faults."""
 
+import gc
 import io
 import json
 import os
@@ -275,6 +276,7 @@ def test_memory_stays_flat(tmp_path):
         for epoch in range(3):
             for place in range(400):
                 visit(dataset, place, epoch)
+            gc.collect()
             held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()

@@ -36,6 +36,8 @@ from tar_toys import (
 
 from tinydiffusion.datasets._tar import BLOCK, Fault
 from tinydiffusion.datasets.folder import FolderDataset
+from tinydiffusion.datasets.shards import ShardsDataset
+from tinydiffusion.datasets.tar import TarDataset
 
 # ---- what is loaded --------------------------------------------------------------------------
 
@@ -307,3 +309,59 @@ def test_memory_stays_flat_beside_large_members(tmp_path):
     loaded, skipped, mebibytes = output.split()
     assert (loaded, skipped) == ("2000", "1")
     assert 0 < float(mebibytes) < 32
+
+
+# ---- ranges, and names of two parts ----------------------------------------------------------
+
+
+def write_range(folder, numbers):
+    for number in numbers:
+        write(folder / f"{number:03}.tar", sample(f"p{number}"))
+
+
+@pytest.mark.parametrize("plugin", [TarDataset, ShardsDataset])
+def test_a_range_of_shards_on_this_disk(tmp_path, plugin):
+    write_range(tmp_path, range(5))
+    dataset = plugin(path=str(tmp_path / "{001..003}.tar"), size=8)
+    ids = [dataset[i]["id"] for i in range(len(dataset))]
+    assert ids == [f"00{n}.tar/p{n}" for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("plugin", [TarDataset, ShardsDataset])
+def test_missing_shards_of_a_range_are_named(tmp_path, plugin):
+    write_range(tmp_path, [0, 2])
+    with pytest.raises(ValueError, match=r"1 of 3 shards .* missing, the first is .*001\.tar"):
+        plugin(path=str(tmp_path / "{000..002}.tar"), size=8)
+    with pytest.raises(ValueError, match="must go up"):
+        plugin(path=str(tmp_path / "{002..000}.tar"), size=8)
+
+
+@pytest.mark.parametrize("plugin", [TarDataset, ShardsDataset])
+def test_names_of_two_parts_are_joined_where_there_is_one_way(tmp_path, plugin):
+    two = [entry("d/x.output.txt", b"two parts"), entry("d/x.input.png", picture())]
+    write(tmp_path / "a.tar", *two, sample("whole.1"), sample("whole.2"))
+    dataset = plugin(path=tmp_path / "a.tar", size=8)
+    found = {dataset[i]["id"]: dataset[i]["caption"] for i in range(len(dataset))}
+    assert found == {
+        "a.tar/d/x": "two parts",
+        "a.tar/whole.1": "a picture",
+        "a.tar/whole.2": "a picture",
+    }
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["x.a.png", "x.b.png", "x.c.txt"],
+        ["x.a.png", "x.b.txt", "x.c.txt"],
+        ["x.a.png", "x.b.txt", "x.c.json"],
+    ],
+)
+def test_names_that_could_be_joined_in_several_ways_are_named(tmp_path, names):
+    content = {"png": picture(), "txt": b"words", "json": b'{"text": "words"}'}
+    entries = [entry(name, content[name.rpartition(".")[2]]) for name in names]
+    good = [sample(f"good{n}") for n in range(4)]
+    write(tmp_path / "a.tar", *good, *entries)
+    dataset = TarDataset(path=tmp_path / "a.tar", size=8)
+    assert len(dataset) == 4
+    assert "3 ambiguous name (first a.tar/x.a: " in dataset.describe_skipped()

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tinydiffusion.build import SURVEYED, build_text_encoder, spread
 from tinydiffusion.commands._grid import save_grid
+from tinydiffusion.datasets._brightness import Brightness
 from tinydiffusion.datasets._captions import shown
 from tinydiffusion.datasets._packed import describe
 from tinydiffusion.datasets._scan import Sample, Scan
+from tinydiffusion.datasets._views import middle_window
 from tinydiffusion.durable import replace_file
 
 SCHEMA = "tinydiffusion.data/1"
@@ -68,6 +68,14 @@ def describe_groups(what: str, groups: Sequence[Group]) -> str:
     if len(groups) > LISTED:
         lines.append(f"  ... and {len(groups) - LISTED} more")
     return "\n".join(lines)
+
+
+def describe_brightness(scan: Scan) -> str:
+    """Say that a set is nearly black or white as a whole; empty where it is not."""
+    brightness = Brightness()
+    for index in spread(len(scan.samples), SURVEYED):
+        brightness.add(scan.pixels(index))
+    return brightness.describe()
 
 
 def describe_captions(scans: Scans, section: dict[str, Any]) -> str:
@@ -129,9 +137,9 @@ def save_sheet(file: Path, scans: Scans) -> None:
     """Write pictures spread over the sets as training sees them, each above its caption."""
     samples = [(scan, index) for scan in scans.values() for index in range(len(scan.samples))]
     chosen = [samples[i] for i in spread(len(samples), SHEET)]
-    squares = [_middle_square(scan.pixels(index)) for scan, index in chosen]
-    side = squares[0].shape[-1]  # two sets of a run may differ
-    images = torch.cat([interpolate(square[None], (side, side)) for square in squares])
+    windows = [middle_window(scan.pixels(index), scan.size) for scan, index in chosen]
+    shape = windows[0].shape[1:]  # two sets of a run may differ
+    images = torch.cat([interpolate(window[None], tuple(shape)) for window in windows])
     texts = [_captions(scan.samples[index])[0] for scan, index in chosen]
     save_grid(file, images, texts)
 
@@ -150,9 +158,3 @@ def _describe_sizes(samples: Sequence[Sample]) -> str:
 
 def _captions(sample: Sample) -> list[str]:
     return [sample.caption] if isinstance(sample.caption, str) else sample.caption
-
-
-def _middle_square(pixels: UInt8[Tensor, "C H W"]) -> UInt8[Tensor, "C S S"]:
-    side = min(pixels.shape[1:])
-    top, left = ((length - side) // 2 for length in pixels.shape[1:])
-    return pixels[:, top : top + side, left : left + side]

@@ -34,6 +34,7 @@ from tinydiffusion.datasets._pictures import (
     upright_size,
 )
 from tinydiffusion.datasets._scan import Skipped, check_caption
+from tinydiffusion.datasets._views import View
 from tinydiffusion.protocols import EvalBatch
 
 MIN_PICTURES = 2
@@ -59,7 +60,8 @@ class FolderPictures:
     Args:
         source: See `protocols.SOURCES`.
         folder: Where they lie.
-        size: Height and width that pictures are resized and cropped to; None = as they are.
+        view: How pictures come to one size, and what means white in those of more than 8 bits; None
+            leaves their sizes as they are.
         limit: Take so many, spread over the folder; None takes all.
         columns: Of metadata, where prompts may be; the first one that is there is read.
         class_folders: Whether sub-folders' names are the prompts where there are no captions.
@@ -78,7 +80,7 @@ class FolderPictures:
 
     Raises:
         ConfigError: the folder of a run, fewer than two readable pictures, or sizes differ and
-            `size` is None.
+            `view` is None.
         ValueError: see `read_folder`.
     """
 
@@ -89,16 +91,16 @@ class FolderPictures:
         source: str,
         folder: Path,
         *,
-        size: tuple[int, int] | None = None,
+        view: View | None = None,
         limit: int | None = None,
         columns: Sequence[str] = ("text",),
         class_folders: bool = False,
         console: Console,
     ) -> None:
-        if size is not None and not 1 <= min(size) <= max(size) <= MAX_RESIZE:
-            raise ConfigError(f"--resize must be in [1, {MAX_RESIZE}], got {size[1]}")
+        if view is not None and max(view.size) > MAX_RESIZE:
+            raise ConfigError(f"--resize must be in [1, {MAX_RESIZE}], got {list(view.size)}")
         _check_kind(folder)
-        self.source, self.folder, self.size = source, folder, size
+        self.source, self.folder, self.view = source, folder, view
         contents = _read(folder, columns, class_folders)
         self.refusal, self.columns = contents.refusal, contents.columns
         self._remarks = list(contents.remarks)
@@ -116,7 +118,7 @@ class FolderPictures:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(3, height, width) of every picture."""
-        height, width = self.size or next(iter(self.sizes))[::-1]
+        height, width = self.view.size if self.view else next(iter(self.sizes))[::-1]
         return 3, height, width
 
     def read(self, ids: Sequence[int]) -> EvalBatch:
@@ -208,7 +210,7 @@ class FolderPictures:
         return ""
 
     def _check(self) -> None:
-        if len(self.sizes) > 1 and self.size is None:
+        if len(self.sizes) > 1 and self.view is None:
             (first, a), (second, b) = list(self.sizes.items())[:2]
             raise ConfigError(
                 f"{self.folder} holds pictures of several sizes: {a} is {_by(first)}, {b} is "
@@ -227,30 +229,34 @@ class FolderPictures:
     def _load(self, number: int) -> Picture | UnusablePictureError:
         file = self.files[number]
         try:
-            picture = load_picture(self.folder / file.name, self._side(), file.sha256)
+            picture = self._decode(self.folder / file.name, file.sha256)
             return picture._replace(image=self._fit(picture.image))
         except UnusablePictureError as error:
             return error
 
-    def _side(self) -> int | None:
-        """Shorter side that pictures are decoded at, as in training; of squares alone."""
-        return self.size[0] if self.size is not None and self.size[0] == self.size[1] else None
+    def _decode(self, path: Path, sha256: str) -> Picture:
+        if self.view is None:
+            return load_picture(path, sha256=sha256)
+        size, fit, max_value = self.view.size, self.view.fit, self.view.max_value
+        return load_picture(path, size, sha256, fit=fit, max_value=max_value)
 
     def _fit(self, image: Image.Image) -> Image.Image:
-        if self.size is not None:
-            return fit_to(image, self.size, "crop")
+        if self.view is not None:
+            return fit_to(image, self.view.size, self.view.fit)
         if image.size != (expected := (self.shape[2], self.shape[1])):
             raise UnusablePictureError(f"{_by(image.size)} once decoded: not {_by(expected)}")
         return image
 
     def _resize_name(self) -> str | None:
-        if self.size is None:
+        if self.view is None:
             return None
-        height, width = self.size
+        height, width = self.view.size
         if set(self.sizes) == {(width, height)}:
             return None
-        to = f"shorter side to {height}" if self._side() else f"to cover {_by((width, height))}"
-        return f"{to} (PIL Lanczos, reducing gap 3; JPEG draft), centre crop"
+        square, cut = height == width, self.view.fit == "crop"
+        to = f"shorter side to {height}" if square else f"to cover {_by((width, height))}"
+        how = f"{to}, centre crop" if cut else f"to fit {_by((width, height))}, white border"
+        return f"{how} (PIL Lanczos, reducing gap 3; JPEG draft)"
 
 
 def _check_kind(folder: Path) -> None:

@@ -20,6 +20,7 @@ from tinydiffusion.datasets._colours import UnusablePictureError
 from tinydiffusion.datasets._scan import Found, Skipped, check_caption, prepare
 from tinydiffusion.datasets._shard_manifest import ShardRecord
 from tinydiffusion.datasets._tar import BLOCK
+from tinydiffusion.datasets._views import View
 from tinydiffusion.durable import sync_folder
 from tinydiffusion.errors import DiskError
 
@@ -42,14 +43,14 @@ class Packed(NamedTuple):
 Result = Packed | Skipped
 
 
-def encode(item: Item, *, size: int | None, suffix: str) -> Result:
-    """The picture with its shorter side `size` pixels long, encoded; or why it is left out.
+def encode(item: Item, *, view: View | None, suffix: str) -> Result:
+    """Encode the picture in the view's size, or tell why it is left out.
 
     An example of a data set keeps the size that it has.
     """
     if isinstance(item, Found | Skipped):
-        assert size is not None, "data sets of files have one"
-        prepared = prepare(item, size, crop="random")  # what is drawn at a visit must all be there
+        assert view is not None, "data sets of files have one"
+        prepared = prepare(item, view)
         if isinstance(prepared, Skipped):
             return prepared
         sample = prepared.sample

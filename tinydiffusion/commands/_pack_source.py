@@ -86,7 +86,7 @@ def _of_reader(reader: ShardReader, column: str, start: int) -> Iterator[Item]:
 
 
 def _of_packed(dataset: PackedDataset, start: int) -> Iterator[Item]:
-    """The pictures before they are cut to squares."""
+    """The pictures before their windows are cut."""
     samples = dataset.scan.samples
     for index in range(start, len(samples)):
         pixels, sample = dataset.scan.pixels(index), samples[index]

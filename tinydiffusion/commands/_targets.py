@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tinydiffusion.build import build_dataset, build_validation, pick_device
+from tinydiffusion.build import build_training, build_validation, pick_device
 from tinydiffusion.commands._evaluation import Target, model_context, reference_pictures
 from tinydiffusion.commands._folder import FolderPictures
 from tinydiffusion.commands._measuring import Measurement
@@ -23,6 +23,7 @@ from tinydiffusion.commands._sources import (
 from tinydiffusion.commands._statistics_file import StatisticsFile
 from tinydiffusion.config import ConfigError, plugin
 from tinydiffusion.datasets._packed import describe
+from tinydiffusion.datasets._views import view_of
 from tinydiffusion.errors import SettingWarning
 from tinydiffusion.model_folder.finding import find_model
 from tinydiffusion.model_folder.layout import INDEX
@@ -51,7 +52,7 @@ class Request:
     assume_extractor: str | None
     num_images: int | None
     prompts: list[str]  # of a file; empty where there is none
-    resize: int | None
+    resize: int | list[int] | None
     guidance_scales: list[float]
     shard: Shard
     state: Path | None
@@ -157,10 +158,11 @@ def _open_model(request: Request, measurement: Measurement, console: Console) ->
 
 
 def _check_model_flags(request: Request, pipeline: TextToImage) -> None:
-    if request.resize not in (None, pipeline.image_shape[-1]):
+    height, width = _size_of(pipeline)
+    if request.resize is not None:
         raise ConfigError(
-            f"--resize {request.resize}: the model's pictures have {pipeline.image_shape[-1]} "
-            "pixels; sample them into a folder and evaluate that"
+            f"--resize has no effect on a model: {request.target} makes pictures of "
+            f"{width}x{height}, and those to compare with come to that size; leave it out"
         )
     if request.samples and (request.shard != WHOLE or request.guidance_scales):
         raise ConfigError(
@@ -172,6 +174,12 @@ def _check_model_flags(request: Request, pipeline: TextToImage) -> None:
             f"--data {request.data}: a model's prompts are captions of the reference; sample it "
             "into a folder, and compare that with statistics"
         )
+
+
+def _size_of(pipeline: TextToImage) -> tuple[int, int]:
+    """Height and width of a model's pictures."""
+    _, height, width = pipeline.image_shape
+    return height, width
 
 
 def _make_samples(request: Request, target: Target, console: Console, processes: Processes) -> None:
@@ -199,16 +207,18 @@ def _reference_of_model(
     pipeline: TextToImage, request: Request, console: Console
 ) -> DatasetPictures | FolderPictures:
     """The pictures to compare with, in the model's size."""
-    config, size, data = pipeline.config, pipeline.image_shape[-1], request.data
+    config, size, data = pipeline.config, _size_of(pipeline), request.data
     if data not in (None, "train", "validation"):
         return _folder_for_model("reference", data, pipeline, request, console)
     if data != "train" and config.validation is None:
         raise ConfigError("the model's config has no validation set; name one with --data")
     section = {**config.dataset, **({} if data == "train" else config.validation or {})}
     console.print(f"reference, as the model's config asks for: {section}")
-    if section.get("size", size) != size:
-        raise ConfigError(f"the reference has pictures of size {section['size']}, the model {size}")
-    reference = build_dataset(section) if data == "train" else build_validation(config)
+    if view_of(section.get("size") or size).size != size:
+        raise ConfigError(
+            f"the reference has pictures of size {section['size']}, the model {list(size)}"
+        )
+    reference = build_training(config) if data == "train" else build_validation(config)
     assert reference is not None
     if len(reference) > MAX_REFERENCE:
         raise ConfigError(f"the reference must have at most {MAX_REFERENCE} pictures")
@@ -247,21 +257,21 @@ def _train_of_model(
     if not measurement.needing("train"):
         return None
     if request.train in (None, "train"):
-        return DatasetPictures("train", build_dataset(pipeline.config.dataset))
+        return DatasetPictures("train", build_training(pipeline.config))
     return _folder_for_model("train", request.train, pipeline, request, console)
 
 
 def _folder_for_model(
     source: str, path: str, pipeline: TextToImage, request: Request, console: Console
 ) -> FolderPictures:
-    """The pictures of a folder in the model's size, their captions where its own set has them."""
+    """Read the pictures of a folder as those of the model's own set are read."""
     name, options = plugin(pipeline.config.dataset)
     own = str(options.get("caption_column", TEXT))
-    height, width = pipeline.image_shape[1:]
+    fit, max_value = options.get("fit", "crop"), options.get("max_value")
     return FolderPictures(
         source,
         Path(path),
-        size=(height, width),
+        view=view_of(_size_of(pipeline), fit=fit, max_value=max_value),
         columns=_columns(request, own),
         class_folders=name == "folder" and options.get("captions") == "folder",
         console=console,
@@ -294,9 +304,8 @@ def _open_folder(request: Request, measurement: Measurement, console: Console) -
         raise ConfigError(f"{folder} holds samples, not a model: leave out {', '.join(unfit)}")
     if not folder.is_dir():
         raise ConfigError(f"{folder} is neither a model folder nor a folder of pictures")
-    side = request.resize
-    how: dict[str, Any] = {"size": None if side is None else (side, side), "console": console}
-    how["columns"] = _columns(request)
+    view = None if request.resize is None else view_of(request.resize)
+    how: dict[str, Any] = {"view": view, "columns": _columns(request), "console": console}
     generated = FolderPictures("generated", folder, limit=request.num_images, **how)
     _check_prompts(generated, measurement)
     others: dict[str, Pictures | StatisticsFile | None] = {}

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 
 from tinydiffusion import registry
-from tinydiffusion.build import build_dataset, build_validation
+from tinydiffusion.build import build_dataset, build_training, build_validation, held_out_fraction
 from tinydiffusion.commands._data_report import (
+    describe_brightness,
     describe_captions,
     describe_groups,
     describe_scan,
@@ -35,7 +36,7 @@ def data(
     paths: Sequence[Path],
     *,
     settings: Config | None,
-    size: int | None,
+    size: int | list[int] | None,
     caption_column: str | None,
     captions: str | None,
     workers: int,
@@ -70,8 +71,7 @@ def data(
     duplicates, shared = find_groups(scans)
     unusable = [refusal for scan, refusal in results.values() if not scan.samples]
     if not unusable:
-        for split, scan in scans.items():
-            _say(describe_scan(split, scan))
+        _say_of_each(scans)
         _say(describe_groups("duplicates (the same pixels again)", duplicates))
         if len(scans) > 1:
             _say(describe_groups("pictures shared between sets", shared))
@@ -87,6 +87,13 @@ def data(
         if refusal:
             errors.print(f"warning: training would refuse this: {refusal}")
     return 0
+
+
+def _say_of_each(scans: dict[str, Scan]) -> None:
+    for split, scan in scans.items():
+        _say(describe_scan(split, scan))
+        if remark := describe_brightness(scan):
+            errors.print(f"warning: {split}: {remark}")
 
 
 def _say(text: str) -> None:
@@ -162,12 +169,15 @@ def _fitting(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _builders_of_run(settings: Config, options: dict[str, Any]) -> Builders:
     dataset = {**settings.dataset, **_fitting(settings.dataset["name"], options)}
-    builders: Builders = {"train": lambda: build_dataset(dataset)}
-    if settings.validation is not None:
+    run = dataclasses.replace(settings, dataset=dataset)
+    builders: Builders = {"train": lambda: build_training(run)}
+    if held_out_fraction(run) is not None:
+        builders["validation"] = lambda: build_validation(run)
+    elif settings.validation is not None:
         name = settings.validation.get("name", dataset["name"])
         validation = {**settings.validation, **_fitting(name, options)}
-        run = dataclasses.replace(settings, dataset=dataset, validation=validation)
-        builders["validation"] = lambda: build_validation(run)
+        whole = dataclasses.replace(run, validation=validation)
+        builders["validation"] = lambda: build_validation(whole)
     return builders
 
 

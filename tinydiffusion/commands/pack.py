@@ -20,6 +20,7 @@ from tinydiffusion.commands.data import is_shards
 from tinydiffusion.datasets._packed import describe
 from tinydiffusion.datasets._pictures import quiet
 from tinydiffusion.datasets._shard_manifest import Manifest
+from tinydiffusion.datasets._views import View, view_of
 from tinydiffusion.outputs import check_owner, held
 
 LOCAL = ("path", "workers")  # options of a data set that say nothing of its pictures
@@ -62,7 +63,7 @@ def pack(
     source = open_source(section)
     with held(out, "pack", overwrite=overwrite):
         progress = Progress(out, settings)
-        encoded = partial(encode, size=section["size"], suffix=picture_format)
+        encoded = partial(encode, view=_view(section), suffix=picture_format)
         results = _results(source, progress, encoded, workers)
         with closing(Packer(progress, shard_size, picture_format)) as packer:
             manifest = _write(source, packer, results)
@@ -76,10 +77,19 @@ def section_of(path: str) -> dict[str, Any]:
     return {"name": name, "path": path}
 
 
-def _default_size(name: str) -> int | None:
+def _default_size(name: str) -> Any:
     """The size of a data set's pictures where a config does not name it."""
     options = registry.options_of(registry.load("dataset", name)) or {}
     return options["size"].default if "size" in options else None
+
+
+def _view(section: dict[str, Any]) -> View | None:
+    """How pictures are packed: covering the size, for a visit to draw its window, or padded."""
+    if section["size"] is None:
+        return None
+    fit = section.get("fit", "crop")
+    crop = "random" if fit == "crop" else "center"
+    return view_of(section["size"], fit=fit, crop=crop, max_value=section.get("max_value"))
 
 
 def _results(

@@ -22,9 +22,9 @@ from rich.console import Console
 from torch import Tensor
 
 from tinydiffusion.build import (
-    build_dataset,
     build_learner,
     build_objective,
+    build_training,
     captions_of,
     pick_device,
     surveyed_places,
@@ -53,7 +53,7 @@ def sanity(config: Config) -> int:
     """0 if every check passes, 1 if one fails."""
     keep_freed_memory()
     check_config(config)
-    examples = _distinct_examples(build_dataset(config.dataset), NUM_PICTURES)
+    examples = _distinct_examples(build_training(config), NUM_PICTURES)
     passed = [_one_picture(config, examples[:1])]
     if len(examples) > 1:
         passed += _many_pictures(config, examples)

@@ -11,6 +11,7 @@ from tinydiffusion.commands._measuring import Measurement
 from tinydiffusion.commands._session import run_session
 from tinydiffusion.commands._statistics_file import write_statistics
 from tinydiffusion.config import ConfigError
+from tinydiffusion.datasets._views import view_of
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -20,7 +21,7 @@ def statistics(
     metric: str,
     options: dict[str, dict[str, Any]],
     *,
-    resize: int | None,
+    resize: int | list[int] | None,
     batch_size: int,
     out: Path,
 ) -> int:
@@ -31,7 +32,7 @@ def statistics(
         raise ConfigError(f"{metric} compares with no reference: it has no statistics")
     measurement = Measurement(evaluators, options)
     pictures = FolderPictures(
-        "reference", folder, size=None if resize is None else (resize, resize), console=console
+        "reference", folder, view=None if resize is None else view_of(resize), console=console
     )
     remarks = run_session(
         measurement, [pictures], {}, shard=(1, 1), saving=None, batch_size=batch_size,

@@ -13,10 +13,10 @@ from torch import nn
 
 from tinydiffusion import config as config_file
 from tinydiffusion.build import (
-    build_dataset,
     build_evaluators,
     build_learner,
     build_objective,
+    build_training,
     build_validation,
     decide_compilation,
     learn_words,
@@ -124,7 +124,7 @@ class _Run:
         self.compilation = decide_compilation(config, self.device)
         self.evaluators = build_evaluators(config.evaluation.metrics, config.evaluation.options)
         with self.processes.one_by_one():
-            self.dataset = build_dataset(config.dataset)
+            self.dataset = build_training(config)
             self.validation = build_validation(config)
         self.reference = self._reference()
         self.captions, fingerprints = survey(self.dataset)

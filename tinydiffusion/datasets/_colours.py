@@ -21,30 +21,26 @@ class UnusablePictureError(ValueError):
 def to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """The picture in mode RGB, and what is worth knowing of its colours.
 
-    Transparency is laid on white; CMYK, and RGB or grey that is not sRGB, goes by its ICC
-    profile; grey of more than 8 bits is scaled, not clipped.
+    Transparency is laid on white; CMYK, and RGB or grey that is not sRGB, goes by its ICC profile.
 
-    Raises:
-        UnusablePictureError: it has values that are not finite.
+    Args:
+        image: Of 8 bits a channel, see `_depth.to_8_bits`.
     """
-    notes = []
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _scale_grey(image)
-        notes.append("grey of more than 8 bits scaled to 8")
     base = BASES.get(image.mode, "RGB")
     transform, note = _transform_of(image, base)
-    notes += [note] if note else []
+    notes = [note] if note else []
     if image.has_transparency_data:
         notes.append("transparency laid on white")
     elif image.mode == "RGB" and transform is None:
         return image, notes
     rgb = Image.new("RGB", image.size)
-    for top, strip in _strips(image):
+    for top, strip in strips(image):
         rgb.paste(_flatten(strip, base, transform), (0, top))
     return rgb, notes
 
 
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Cut a picture into strips of at most `STRIP` pixels, each with its first row."""
     rows = max(1, STRIP // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
@@ -102,37 +98,3 @@ def _srgb() -> Any:
 @functools.cache
 def _lab_transform() -> Any:
     return ImageCms.buildTransform(ImageCms.createProfile("LAB"), _srgb(), "LAB", "RGB")
-
-
-def _scale_grey(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits as 8 bits, its full range kept."""
-    extremes = [(v.min(), v.max()) for v in (np.asarray(strip) for _, strip in _strips(image))]
-    lowest, highest = float(np.min(extremes)), float(np.max(extremes))
-    if not np.isfinite([lowest, highest]).all():
-        raise UnusablePictureError("unreadable: values that are not finite")
-    low, high = _grey_range(image, lowest, highest)
-    transparent = image.info.get("transparency")
-    scaled = Image.new("L" if transparent is None else "LA", image.size)
-    for top, strip in _strips(image):
-        values = np.asarray(strip)
-        grey = np.rint((values.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
-        part = Image.fromarray(grey)
-        if transparent is not None:
-            part.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-        scaled.paste(part, (0, top))
-    scaled.info = {key: image.info[key] for key in ("icc_profile", "gamma") if key in image.info}
-    return scaled
-
-
-def _grey_range(image: Image.Image, lowest: float, highest: float) -> tuple[float, float]:
-    """The values that mean black and white.
-
-    32-bit and float files do not say: it is the smallest usual range that holds the picture.
-    """
-    is_16_bit = image.mode == "I" and image.format in ("PNG", "PPM")
-    if is_16_bit or image.mode.startswith("I;16"):
-        return 0.0, 65535.0
-    for white in (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0):
-        if lowest >= 0 and highest <= white:
-            return 0.0, white
-    return lowest, max(highest, lowest + 1, float(np.nextafter(lowest, np.inf)))

@@ -1,9 +1,12 @@
 """What both plug-ins for Hugging Face `datasets` ask of a data set and do with its cells."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tinydiffusion.datasets._captions import Caption, clean_caption
+from tinydiffusion.hub import hub_advice, read_errors, reason_of
 from tinydiffusion.registry import PluginError, suggest
 
 
@@ -20,6 +23,39 @@ def import_datasets() -> Any:
             "Hugging Face data sets need the package datasets: pip install 'tinydiffusion[data]'"
         ) from error
     return datasets
+
+
+@contextmanager
+def naming_load_errors(path: str, doing: str = "load") -> Iterator[None]:
+    """Say in one line why a data set cannot be read, and what to do.
+
+    Args:
+        path: What `datasets.load_dataset` was given.
+        doing: What failed, as in "cannot load data set".
+
+    Raises:
+        ValueError: in place of what `datasets` and the packages below it raise.
+    """
+    try:
+        yield
+    except PluginError:
+        raise
+    except read_errors() as error:
+        advice = _advice(Path(path))
+        raise ValueError(
+            f"cannot {doing} data set {path!r}: {reason_of(error)}; {advice}"
+        ) from error
+
+
+def _advice(path: Path) -> str:
+    """Say what to do, which depends on where the set lies: what is no path is a name on the hub."""
+    if path.is_file():
+        return "give the folder that holds the file"
+    if path.exists():
+        return "mend or remove what is damaged in that folder"
+    if path.is_absolute() or len(path.parts) > 2:
+        return "there is no such path: give a folder that holds the files"
+    return hub_advice("set path to a folder that holds the files")
 
 
 def two_columns(rows: Any, name: str, image_column: str, caption_column: str) -> Any:

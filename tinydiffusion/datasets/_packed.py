@@ -1,16 +1,20 @@
 """Captioned pictures, decoded once and kept as packed uint8."""
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterable
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from tinydiffusion.datasets._captions import shown
-from tinydiffusion.datasets._scan import Found, Scan, Skipped, scan
-from tinydiffusion.datasets._views import check_view, drawn_square, middle_square
+from tinydiffusion.datasets._depth import about_depth
+from tinydiffusion.datasets._scan import Found, Sample, Scan, Skipped, scan
+from tinydiffusion.datasets._views import check_limit, drawn_window, middle_window, view_of
 from tinydiffusion.protocols import Example
 
 
@@ -25,17 +29,19 @@ class TooManySkippedError(ValueError):
 class PackedDataset:
     """Captioned pictures in memory; what the data sets that read files have in common.
 
-    Pixels are packed uint8, in memory or mapped from the cache of earlier scans. With crop "center"
-    they are squares; with "random" only the shorter side is cut to `size` and the window is drawn
-    at each visit. `scan` tells of every picture what was found.
+    Pixels are packed uint8, in memory or mapped from the cache of earlier scans. They have the size
+    of the examples; with crop "random" they cover it, and the window is drawn at each visit.
+    `scan` tells of every picture what was found.
 
     Args:
         pictures: What was found, in the order wanted; walked once.
         total: How many that is.
         name: The data set's name for messages.
-        size: Width and height of every example, in pixels.
-        crop: "center", or "random" for a window drawn at each visit.
-        flip: Whether a visit mirrors the picture left to right with probability 1/2.
+        size: See `view_of`, as `fit`, `crop`, `flip` and `max_value`.
+        fit: Likewise.
+        crop: Likewise.
+        flip: Likewise.
+        max_value: Likewise.
         limit: Stop after this many usable pictures; None takes all.
         workers: Threads that decode; alters no example.
 
@@ -50,17 +56,19 @@ class PackedDataset:
         *,
         total: int,
         name: str,
-        size: int,
+        size: int | Sequence[int],
+        fit: str,
         crop: str,
         flip: bool,
+        max_value: int | None,
         limit: int | None,
         workers: int = 2,
     ) -> None:
-        check_view(size, crop, limit)
+        self.view = view_of(size, fit=fit, crop=crop, flip=flip, max_value=max_value)
+        check_limit(limit)
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self.size, self.crop, self.flip = size, crop, flip
-        self.scan = scan(pictures, size=size, crop=crop, limit=limit, workers=workers)
+        self.scan = scan(pictures, self.view, limit=limit, workers=workers)
         self.skipped = self.scan.skipped
         if not len(self) or 2 * len(self.skipped) > total:
             raise TooManySkippedError(
@@ -68,19 +76,37 @@ class PackedDataset:
                 f"may be; mend or remove them: {describe(self.skipped)}",
                 self.scan,
             )
+        notes = Counter(n for sample in self.scan.samples for n in sample.notes if about_depth(n))
+        for note, count in notes.most_common():
+            warnings.warn(f"{name}: {count} of {len(self)} pictures: {note}", stacklevel=3)
 
     def __len__(self) -> int:
         return len(self.scan.samples)
 
     def __getitem__(self, index: int) -> Example:
-        """The example with its middle square, not mirrored."""
-        return self._example(index, middle_square(self.scan.pixels(index), self.size))
+        """The example with its middle window, not mirrored."""
+        return self._example(index, middle_window(self.scan.pixels(index), self.view.size))
 
     def augment(self, index: int, generator: torch.Generator) -> Example:
         """The example as one visit sees it: window and mirroring drawn from `generator`."""
         pixels = self.scan.pixels(index)
-        square = drawn_square(pixels, self.size, self.crop, self.flip, generator)
-        return self._example(index, square)
+        return self._example(index, drawn_window(pixels, self.view, generator))
+
+    def divided(self, fraction: float) -> "tuple[PackedDataset, PackedDataset]":
+        """Hold out about this fraction of the pictures, by the SHA-256 of their prepared pixels.
+
+        Raises:
+            ValueError: one side would be empty.
+        """
+        sides = copy.copy(self), copy.copy(self)
+        for is_held_out, side in enumerate(sides):
+            side.scan = self.scan.only(lambda s, k=is_held_out: _is_held_out(s, fraction) == k)
+        if not all(map(len, sides)):
+            raise ValueError(
+                f"of {len(self)} pictures none are left on one side of fraction={fraction:g}; set "
+                "another one, or give validation pictures of its own"
+            )
+        return sides
 
     def captions(self) -> list[str]:
         """Every caption of every example."""
@@ -101,6 +127,11 @@ class PackedDataset:
     def _example(self, index: int, image: UInt8[Tensor, "C H W"]) -> Example:
         sample = self.scan.samples[index]
         return Example(image=image, caption=sample.caption, id=sample.id)
+
+
+def _is_held_out(sample: Sample, fraction: float) -> bool:
+    """Draw by the content alone: the digest's first 64 bits as a number in [0, 1)."""
+    return int(sample.sha256[:16], 16) < fraction * 2**64
 
 
 def describe(skipped: list[Skipped]) -> str:

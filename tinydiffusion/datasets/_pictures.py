@@ -16,6 +16,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from tinydiffusion.datasets._colours import UnusablePictureError, to_srgb
+from tinydiffusion.datasets._depth import depth_of, to_8_bits
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 """What is opened; Pillow's other readers are old, or hand the file to another program (EPS)."""
@@ -49,6 +50,12 @@ DECODE_ERRORS = (
 
 File = io.BytesIO | io.BufferedReader
 
+Size = tuple[int, int]
+"""Height and width, in pixels."""
+
+FITS = ("crop", "pad")
+"""How a picture of other proportions comes to a size: cut, or whole with a white border."""
+
 
 class PassingFaultError(UnusablePictureError):
     """A picture that the machine could not read now: nothing is wrong with the file."""
@@ -68,9 +75,14 @@ class Picture(NamedTuple):
 
 
 def load_picture(
-    source: Path | bytes, shorter_side: int | None = None, sha256: str | None = None
+    source: Path | bytes,
+    size: Size | None = None,
+    sha256: str | None = None,
+    *,
+    fit: str = "crop",
+    max_value: int | None = None,
 ) -> Picture:
-    """The upright RGB picture of a file (or of its bytes), decoded in full.
+    """Read the upright RGB picture of a file (or of its bytes), decoded in full.
 
     Colours are made sRGB (see `to_srgb`), and of several frames the first is taken. The kind of
     file is told by its content, not its name. May be called from several threads; Pillow's
@@ -78,10 +90,12 @@ def load_picture(
 
     Args:
         source: A file, or the bytes of one.
-        shorter_side: What to resize the picture to; a smaller one is left as it is. A JPEG more
-            than four times as large is decoded at a half, a quarter or an eighth of its size,
-            which is much faster.
+        size: Height and width to `resize` the picture to; it is never enlarged. A JPEG more than
+            four times as large is decoded at a half, a quarter or an eighth of its size, which is
+            much faster.
         sha256: What `picture_sha256` gave for the source; None does not compare.
+        fit: Of `FITS`: whether the picture is to cover the size or to fit into it.
+        max_value: The value that means white in files of more than 8 bits, see `to_8_bits`.
 
     Raises:
         UnusablePictureError: the file is missing, cut, damaged, not a picture, changed, or so
@@ -90,7 +104,7 @@ def load_picture(
     with _open(source) as file:
         if sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             raise UnusablePictureError("changed while the data set was read")
-        return _decode(file, shorter_side)
+        return _decode(file, size, fit, max_value)
 
 
 def picture_sha256(source: Path | bytes) -> str:
@@ -130,43 +144,73 @@ def is_picture_name(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in _picture_suffixes()
 
 
-def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
-    """The picture with its shorter side `size` pixels long and its proportions kept.
+def fit_to(image: Image.Image, size: Size, fit: str) -> Image.Image:
+    """Bring a picture to this size, its proportions kept.
+
+    Args:
+        image: In mode RGB.
+        size: Height and width.
+        fit: "crop" covers the size and takes the middle; "pad" fits the whole picture into it, with
+            a white border.
+    """
+    resized = resize(image, size, fit)
+    return center_crop(resized, size) if fit == "crop" else pad(resized, size)
+
+
+def resize(image: Image.Image, size: Size, fit: str) -> Image.Image:
+    """Resize a picture, its proportions kept, so that it covers the size or fits into it.
 
     Antialiased; a picture of that size already comes back as it is.
     """
-    shorter = min(image.size)
-    if shorter == size:
+    width, height = scaled_size(image.size, size, fit)
+    if (width, height) == image.size:
         return image
-    width, height = (max(size, round(side * size / shorter)) for side in image.size)
     # Lanczos alone costs time in proportion to the source, so far too large pictures are first
     # averaged in blocks, down to 3 times the target: no difference is visible.
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
-def fit_to(image: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:
-    """Make the picture cover `size` with its proportions kept, and cut its middle out.
+def is_large_enough(picture: tuple[int, int], size: Size, fit: str) -> bool:
+    """Whether a picture of this width and height comes to the size without being enlarged."""
+    width, height = picture
+    tall, wide = size
+    enough = width >= wide, height >= tall
+    return all(enough) if fit == "crop" else any(enough)
+
+
+def scaled_size(picture: tuple[int, int], size: Size, fit: str) -> tuple[int, int]:
+    """Width and height of a picture that is scaled to cover a size, or to fit into it.
 
     Args:
-        image: Any picture.
+        picture: Its width and height.
         size: Height and width.
-        fit: "crop".
+        fit: Of `FITS`.
     """
-    assert fit == "crop", fit
+    width, height = picture
+    tall, wide = size
+    is_height_met = (tall * width >= wide * height) == (fit == "crop")
+    across = round(width * tall / height) if is_height_met else wide
+    along = tall if is_height_met else round(height * wide / width)
+    if fit == "crop":
+        return max(wide, across), max(tall, along)
+    return max(1, min(wide, across)), max(1, min(tall, along))
+
+
+def center_crop(image: Image.Image, size: Size) -> Image.Image:
+    """The middle of the picture, of this height and width."""
     height, width = size
-    wide = image.width * height >= image.height * width
-    to, of = (height, image.height) if wide else (width, image.width)
-    covering = max(width, round(image.width * to / of)), max(height, round(image.height * to / of))
-    if covering != image.size:
-        image = image.resize(covering, Image.Resampling.LANCZOS, reducing_gap=3.0)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle `size` x `size` square of the picture."""
-    left, top = ((side - size) // 2 for side in image.size)
-    return image.crop((left, top, left + size, top + size))
+def pad(image: Image.Image, size: Size) -> Image.Image:
+    """The picture in the middle of a white one of this height and width."""
+    height, width = size
+    if image.size == (width, height):
+        return image
+    padded = Image.new("RGB", (width, height), "white")
+    padded.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return padded
 
 
 @functools.cache
@@ -206,27 +250,29 @@ def _absence(source: Path) -> str:
     return "missing or not a file"
 
 
-def _decode(file: File, shorter_side: int | None) -> Picture:
+def _decode(file: File, size: Size | None, fit: str, max_value: int | None) -> Picture:
     image = _read_header(file)
     width, height = image.size
     if image.format == "PNG":
         image.verify()  # checksums, which decoding does not look at
         image = _read_header(file)
     with _one_big_picture if width * height > BIG else nullcontext():
-        if shorter_side is not None:
-            image.draft(None, (2 * shorter_side, 2 * shorter_side))
+        if size is not None:
+            image.draft(None, (2 * max(size), 2 * max(size)))  # it may lie on its side
+        depth = depth_of(image)
         image.load()
         orientation, notes = _orientation(image)
         if getattr(image, "is_animated", False):  # formats of one frame lack the attribute
             notes.append("of several frames only the first is used")
+        image, depth_notes = to_8_bits(image, lambda: _read_header(file), depth, max_value)
         image, colour_notes = to_srgb(image)
         if orientation in UPRIGHT:
             image = image.transpose(UPRIGHT[orientation])
-        if shorter_side is not None and min(width, height) >= shorter_side:
-            image = resize_shorter_side(image, shorter_side)
-    if orientation in TURNED:
-        width, height = height, width
-    return Picture(image, width, height, notes + colour_notes)
+        if orientation in TURNED:
+            width, height = height, width
+        if size is not None and is_large_enough((width, height), size, fit):
+            image = resize(image, size, fit)
+    return Picture(image, width, height, notes + depth_notes + colour_notes)
 
 
 def _read_header(file: File) -> Image.Image:

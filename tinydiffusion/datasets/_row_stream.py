@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from tinydiffusion.datasets._captions import Caption
-from tinydiffusion.datasets._huggingface import caption_of_cell, import_datasets
+from tinydiffusion.datasets._huggingface import caption_of_cell
+from tinydiffusion.hub import read_errors, reason_of
 
 MAX_PARTS = 256  # to make one costs time in proportion to the files
 ROWS_READ = 100  # at a time
@@ -122,16 +123,15 @@ class RowStream:
         self._lengths[part] = length
 
     def _tables(self, part: int) -> Iterator[Any]:
-        datasets = import_datasets()
-        import pyarrow
-
         # By `iter` and not `for row in`, which shares the rows out among a loader's workers.
         shard = self.source.shard(num_shards=self.num_parts, index=part).with_format("arrow")
         try:
             yield from shard.iter(ROWS_READ)
-        except (OSError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+        except read_errors() as error:
             raise ValueError(
-                f"{self.name} cannot be read in part {part} of {self.num_parts}: {error}"
+                f"{self.name} cannot be read in part {part} of {self.num_parts}: "
+                f"{reason_of(error)}. See to the network or to the files; where it fails often, "
+                "take the data set 'huggingface', which stores all"
             ) from error
 
     def _row(self, part: int, number: int, cells: dict[str, Any]) -> Row:

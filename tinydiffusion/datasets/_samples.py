@@ -1,8 +1,10 @@
 """Tar shards in the WebDataset layout: their samples by name and place, and their captions."""
 
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -28,21 +30,33 @@ COMPRESSED = {
 }
 SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 WILDCARDS = "*?["
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MAX_RANGE = 1_000_000  # shards
 
 Read = Callable[[int, int], bytes]
 """Offset and length -> bytes of a shard."""
 
 
 class Sample(NamedTuple):
-    """The members of a shard that share a name but for its suffix."""
+    """The members of a shard that share a name but for its suffix, see `_paired`."""
 
     id: str
     parts: dict[str, Member]  # by role: "picture", "text", "json"
 
 
 def find_shards(path: Path) -> tuple[Path, list[Path]]:
-    """The folder that ids begin from, and the shards, sorted."""
+    """List the shards of a path, sorted, after the folder that their ids begin from.
+
+    Args:
+        path: A shard, a folder of them, a pattern such as "shards/*.tar", or a range such as
+            "shards/{00000..00099}.tar", all of which must be there.
+
+    Raises:
+        ValueError: there are none, or some of a range are missing.
+    """
     wild = [number for number, part in enumerate(path.parts) if set(part) & set(WILDCARDS)]
+    if RANGE.search(str(path)) and not path.exists():
+        return _of_range(path)
     if path.is_dir():
         root, found = path, [file for file in path.iterdir() if file.name.endswith(SUFFIXES)]
     elif wild and not path.exists():
@@ -54,6 +68,37 @@ def find_shards(path: Path) -> tuple[Path, list[Path]]:
     if not shards:
         raise ValueError(f"no shards in {path}; give a .tar file, a folder of them or a pattern")
     return root, shards
+
+
+def _of_range(path: Path) -> tuple[Path, list[Path]]:
+    found = [Path(name) for name in expand_range(str(path))]
+    if missing := [shard for shard in found if not shard.is_file()]:
+        raise ValueError(
+            f"{len(missing)} of {len(found)} shards of {path} are missing, the first is "
+            f"{missing[0]}; mend the range, or write * for those that are there"
+        )
+    root = Path(RANGE.split(str(path), maxsplit=1)[0] + "x").parent
+    return root, sorted(found)
+
+
+def expand_range(path: str) -> Iterator[str]:
+    """Every path that ranges such as {00000..00099} stand for.
+
+    Raises:
+        ValueError: a range is empty, or has more than `MAX_RANGE` numbers.
+    """
+    if not (match := RANGE.search(path)):
+        yield path
+        return
+    first, last = match.groups()
+    if not 0 <= int(last) - int(first) < MAX_RANGE:
+        raise ValueError(
+            f"{match[0]} in {path} must go up, and by at most {MAX_RANGE} numbers in all"
+        )
+    for number in range(int(first), int(last) + 1):
+        yield from expand_range(
+            f"{path[: match.start()]}{number:0{len(first)}}{path[match.end() :]}"
+        )
 
 
 def index_shard(file: BufferedIOBase, shard: str) -> list[Sample | Skipped]:
@@ -77,7 +122,39 @@ def index_shard(file: BufferedIOBase, shard: str) -> list[Sample | Skipped]:
     if others:  # one entry: extras of usable samples must not outweigh them
         reason = f"not a picture or caption: {len(others)} members"
         skipped.append(Skipped(f"{shard}/{others[0]}", reason))
-    return [*skipped, *samples.values()]
+    return [*skipped, *_paired(samples, shard)]
+
+
+def _paired(samples: dict[str, Sample], shard: str) -> Iterator[Sample | Skipped]:
+    """Join x.input.png with x.output.txt, as WebDataset does by the name up to the first dot.
+
+    Only where one picture and one caption begin so, and neither has a partner of its own name:
+    what could be joined in several ways is left out and named.
+    """
+    pictures, captions = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for key, sample in samples.items():
+        if "picture" in sample.parts:
+            pictures[_first_key(key)].append(key)
+        if sample.parts.keys() & {"text", "json"}:
+            captions[_first_key(key)].append(key)
+    for key, sample in samples.items():
+        first = _first_key(key)
+        left, right = pictures[first], captions[first]
+        is_whole = len(sample.parts) > 1 and "picture" in sample.parts
+        if is_whole or not left or not right:
+            yield sample
+        elif len(left) == len(right) == 1:
+            if "picture" in sample.parts:
+                yield Sample(f"{shard}/{first}", sample.parts | samples[right[0]].parts)
+        else:
+            found = f"{len(left)} pictures and {len(right)} captions begin with {first!a}"
+            yield Skipped(sample.id, f"ambiguous name: {found}")
+
+
+def _first_key(key: str) -> str:
+    """The name up to the first dot of its last part."""
+    path = PurePosixPath(key)
+    return str(path.with_name(path.name.partition(".")[0]))
 
 
 def _skip(shard: str, fault: Fault) -> Skipped:

@@ -20,12 +20,16 @@ from tinydiffusion.datasets._captions import MAX_CAPTION_LENGTH, Caption, mend_c
 from tinydiffusion.datasets._pictures import (
     PassingFaultError,
     Picture,
+    Size,
     UnusablePictureError,
     center_crop,
+    is_large_enough,
     load_picture,
+    pad,
     picture_sha256,
     quiet,
 )
+from tinydiffusion.datasets._views import View
 
 SCHEMA = 2  # of the cache; to be raised when the same file comes to give other pixels or notes
 PART_LENGTH = 256  # pictures; a part is decoded, kept and found again as a whole
@@ -62,9 +66,14 @@ class Sample(NamedTuple):
 
 
 class Scan:
-    """Samples with their prepared pixels, and what was left out."""
+    """Samples with their prepared pixels, and what was left out.
 
-    def __init__(self) -> None:
+    Args:
+        size: Of the examples; prepared pixels may be larger.
+    """
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
         self.samples: list[Sample] = []
         self.skipped: list[Skipped] = []
         self._places: list[tuple[int, int]] = []  # part, first byte
@@ -75,6 +84,15 @@ class Scan:
         part, start = self._places[index]
         height, width = self.samples[index].stored
         return self._parts[part][start : start + 3 * height * width].view(3, height, width)
+
+    def only(self, wanted: Callable[[Sample], bool]) -> "Scan":
+        """The scan with these samples alone; what was left out stays named."""
+        part = Scan(self.size)
+        kept = [n for n, sample in enumerate(self.samples) if wanted(sample)]
+        part.samples = [self.samples[n] for n in kept]
+        part.skipped, part._parts = self.skipped, self._parts
+        part._places = [self._places[n] for n in kept]
+        return part
 
     def add(
         self, samples: Iterable[Sample], skipped: Iterable[Skipped], pixels: UInt8[Tensor, "N"]
@@ -110,9 +128,8 @@ class Prepared(NamedTuple):
 
 def scan(
     pictures: Iterable[Found | Skipped],
+    view: View,
     *,
-    size: int,
-    crop: str,
     limit: int | None = None,
     workers: int = 2,
 ) -> Scan:
@@ -120,17 +137,17 @@ def scan(
 
     Args:
         pictures: What was found. Walked once; at most `PART_BYTES` of its bytes are held.
-        size: Width and height of the examples; the shorter side of the prepared pixels.
-        crop: "center" keeps the middle square of the pixels, "random" keeps all.
+        view: How they come to the size of the examples. Pixels are kept in that size, or, where a
+            visit draws its window, in the size that covers it.
         limit: Stop after this many samples; None takes all.
         workers: Threads that decode. Does not change what comes out.
     """
-    result = Scan()
+    result = Scan(view.size)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         with quiet():
             for part in _parts(pictures, min(limit or PART_LENGTH, PART_LENGTH)):
-                samples, skipped, pixels = _scan_part(part, size, crop, pool.map)
+                samples, skipped, pixels = _scan_part(part, view, pool.map)
                 left = None if limit is None else limit - len(result.samples)
                 result.add(samples[:left], skipped, pixels)
                 if len(result.samples) == limit:
@@ -140,9 +157,9 @@ def scan(
     return result
 
 
-def prepare(picture: Found | Skipped, size: int, crop: str) -> Prepared | Skipped:
+def prepare(picture: Found | Skipped, view: View) -> Prepared | Skipped:
     """The picture as `scan` prepares it, or why it is left out."""
-    return _prepare(_name(picture), size, crop)
+    return _prepare(_name(picture), view)
 
 
 def _parts(pictures: Iterable[Found | Skipped], length: int) -> Iterator[list[Found | Skipped]]:
@@ -160,13 +177,13 @@ def _parts(pictures: Iterable[Found | Skipped], length: int) -> Iterator[list[Fo
 
 
 def _scan_part(
-    part: list[Found | Skipped], size: int, crop: str, map_: Map
+    part: list[Found | Skipped], view: View, map_: Map
 ) -> tuple[list[Sample], list[Skipped], UInt8[Tensor, "N"]]:
     """Samples, what was left out, and the pixels: out of the cache where they are in it."""
     named: list[_Named | Skipped] = list(map_(_name, part))
-    key = _key(named, size, crop)
+    key = _key(named, view)
     if (entry := read_entry(key)) is None:
-        about, content = _prepare_part(named, size, crop, map_)
+        about, content = _prepare_part(named, view, map_)
         if not any(isinstance(item, _Passing) for item in about["skipped"]):
             write_entry(key, about, content)
         # What could be kept is mapped from the file, and the memory is free again.
@@ -177,9 +194,9 @@ def _scan_part(
 
 
 def _prepare_part(
-    named: list[_Named | Skipped], size: int, crop: str, map_: Map
+    named: list[_Named | Skipped], view: View, map_: Map
 ) -> tuple[dict[str, Any], bytearray]:
-    prepared = list(map_(lambda picture: _prepare(picture, size, crop), named))
+    prepared = list(map_(lambda picture: _prepare(picture, view), named))
     usable = [item for item in prepared if isinstance(item, Prepared)]
     about = {
         "samples": [item.sample for item in usable],
@@ -188,12 +205,13 @@ def _prepare_part(
     return about, bytearray(b"".join(item.pixels for item in usable) or b"\0")  # never empty
 
 
-def _key(named: list[_Named | Skipped], size: int, crop: str) -> str:
+def _key(named: list[_Named | Skipped], view: View) -> str:
     rows = [
         [item.picture.id, item.picture.caption, item.sha256] if isinstance(item, _Named) else item
         for item in named
     ]
-    about = json.dumps([SCHEMA, PIL.__version__, size, crop, rows])
+    how = [view.size, view.fit, view.draws_window, view.max_value]
+    about = json.dumps([SCHEMA, PIL.__version__, how, rows])
     return hashlib.sha256(about.encode()).hexdigest()
 
 
@@ -224,30 +242,39 @@ def check_caption(caption: Caption) -> tuple[Caption, list[str]]:
     return mended, notes
 
 
-def load_usable(source: Path | bytes, size: int, sha256: str | None = None) -> Picture:
-    """The picture with its shorter side `size` pixels long, see `load_picture`.
+def load_usable(source: Path | bytes, view: View, sha256: str | None = None) -> Picture:
+    """Read a picture and bring it to the view's size; a window that is drawn is not yet cut.
 
     Raises:
         UnusablePictureError: it is smaller, or for one of `load_picture`'s reasons.
     """
-    picture = load_picture(source, size, sha256)
-    if min(picture.width, picture.height) < size:
-        raise UnusablePictureError(f"smaller than size={size}: {picture.width}x{picture.height}")
-    return picture
+    picture = load_picture(source, view.size, sha256, fit=view.fit, max_value=view.max_value)
+    if not is_large_enough((picture.width, picture.height), view.size, view.fit):
+        found = f"{picture.width}x{picture.height}"
+        raise UnusablePictureError(f"smaller than size={_shown_size(view)}: {found}")
+    if view.draws_window:
+        return picture
+    frame = center_crop if view.fit == "crop" else pad
+    return picture._replace(image=frame(picture.image, view.size))
 
 
-def _prepare(named: _Named | Skipped, size: int, crop: str) -> Prepared | Skipped:
+def _shown_size(view: View) -> str:
+    height, width = view.size
+    return str(height) if height == width else f"[{height}, {width}]"
+
+
+def _prepare(named: _Named | Skipped, view: View) -> Prepared | Skipped:
     if isinstance(named, Skipped):
         return named
     found, sha256, notes = named
     assert found.source is not None
     try:
-        picture = load_usable(found.source, size, sha256)
+        picture = load_usable(found.source, view, sha256)
     except PassingFaultError as error:
         return _Passing(found.id, str(error))
     except UnusablePictureError as error:
         return Skipped(found.id, str(error))
-    image = center_crop(picture.image, size) if crop == "center" else picture.image
+    image = picture.image
     pixels = b"".join(band.tobytes() for band in image.split())
     stored = [image.height, image.width]
     digest = hashlib.sha256(repr(stored).encode() + pixels).hexdigest()

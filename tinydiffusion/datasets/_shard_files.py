@@ -8,13 +8,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from tinydiffusion.datasets._captions import decode
-from tinydiffusion.datasets._samples import SUFFIXES, WILDCARDS, find_shards
+from tinydiffusion.datasets._samples import RANGE, SUFFIXES, WILDCARDS, expand_range, find_shards
 from tinydiffusion.datasets._scan import Skipped
 from tinydiffusion.datasets._shard_manifest import FILE, Manifest, ShardRecord, parse_manifest
 from tinydiffusion.registry import PluginError
 
 HERE = re.compile(r"(file|local)://")
-BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class Shard(NamedTuple):
@@ -46,9 +45,9 @@ def find_set(path: str) -> ShardSet:
     """The shards at a path or address, sorted by name; nothing of them is read.
 
     Args:
-        path: A shard, a folder of them, or a pattern such as "shards/*.tar", on this machine or
-            as an address ("s3://bucket/set", "https://host/set/{00000..00099}.tar"). A folder's
-            `manifest.json` is read and lists its shards.
+        path: A shard, a folder of them, a pattern such as "shards/*.tar" or a range such as
+            "shards/{00000..00099}.tar", on this machine or as an address ("s3://bucket/set"). A
+            folder's `manifest.json` is read and lists its shards.
 
     Raises:
         ValueError: there are none, or the manifest is broken.
@@ -109,8 +108,8 @@ def _of_names(
 def _find_remote(url: str) -> ShardSet:
     fs, path = filesystem(url)
     with naming_remote_errors(url):
-        if BRACES.search(path):
-            files, root = list(_expand(path)), BRACES.split(path)[0].rpartition("/")[0]
+        if RANGE.search(path):
+            files, root = list(expand_range(path)), RANGE.split(path)[0].rpartition("/")[0]
         elif set(path) & set(WILDCARDS):
             files = sorted(fs.glob(path))
             root = re.split(f"[{re.escape(WILDCARDS)}]", path)[0].rpartition("/")[0]
@@ -155,16 +154,6 @@ def _remote(fs: Any, file: str, root: str) -> Shard:
     place = fs.unstrip_protocol(file)
     name = file.removeprefix(root).lstrip("/")
     return Shard(name, place, True, fs.info(file).get("size"), f"{place} {fs.ukey(file)}", None)
-
-
-def _expand(path: str) -> Iterator[str]:
-    """Every path that the first {00000..00099} stands for, and the ones after it."""
-    if not (match := BRACES.search(path)):
-        yield path
-        return
-    first, last = match.groups()
-    for number in range(int(first), int(last) + 1):
-        yield from _expand(f"{path[: match.start()]}{number:0{len(first)}}{path[match.end() :]}")
 
 
 def filesystem(url: str) -> tuple[Any, str]:

@@ -12,7 +12,7 @@ from tinydiffusion.datasets._samples import MAX_PICTURE, Sample, index_shard
 from tinydiffusion.datasets._scan import Skipped
 from tinydiffusion.datasets._tar import Member
 
-SCHEMA = 1  # of the cache; to be raised when the same shard comes to give another index
+SCHEMA = 2  # of the cache; to be raised when the same shard comes to give another index
 
 
 class ShardIndex(NamedTuple):

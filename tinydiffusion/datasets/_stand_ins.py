@@ -10,9 +10,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tinydiffusion.datasets._captions import Caption
+from tinydiffusion.datasets._depth import about_depth
 from tinydiffusion.datasets._packed import describe
 from tinydiffusion.datasets._pictures import PassingFaultError, UnusablePictureError
 from tinydiffusion.datasets._scan import Skipped, check_caption, load_usable
+from tinydiffusion.datasets._views import View
 from tinydiffusion.protocols import Example
 
 MAX_NAMED = 20  # pictures that a process warns of; further ones are counted
@@ -73,14 +75,19 @@ class StandIns:
             warnings.warn(f"{item.path}: {item.reason}; the next stands in{more}", stacklevel=2)
 
 
-def load_example(id_: str, source: Path | bytes, caption: Caption, size: int) -> Example:
-    """A captioned picture with its shorter side `size` pixels long, before it is cut to a square.
+def load_example(id_: str, source: Path | bytes, caption: Caption, view: View) -> Example:
+    """Read a captioned picture; a window that a visit draws is not yet cut.
+
+    A guess about the range of its values is a warning, the same for all pictures.
 
     Raises:
         UnusablePictureError: there is no caption, or the picture is smaller or cannot be decoded.
     """
     caption, _ = check_caption(caption)
-    return Example(image=_planes(load_usable(source, size).image), caption=caption, id=id_)
+    picture = load_usable(source, view)
+    for note in filter(about_depth, picture.notes):
+        warnings.warn(f"pictures of this set: {note}", stacklevel=2)
+    return Example(image=_planes(picture.image), caption=caption, id=id_)
 
 
 def _planes(image: object) -> UInt8[Tensor, "C H W"]:

@@ -1,43 +1,101 @@
-"""What a visit sees of a prepared picture: a square, in the middle or drawn; mirrored or not."""
+"""What a visit sees of a prepared picture: a window, in the middle or drawn; mirrored or not."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from tinydiffusion.datasets._pictures import FITS, Size
+
 CROPS = ("center", "random")
+MAX_VALUES = (255, 2**32 - 1)
 
 
-def check_view(size: int, crop: str, limit: int | None) -> None:
-    """Raise ValueError where one of these options of a data set is out of its range."""
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+class View(NamedTuple):
+    """How every picture of a data set comes to the size of the examples, see `view_of`."""
+
+    size: Size
+    fit: str = "crop"
+    crop: str = "center"
+    flip: bool = False
+    max_value: int | None = None
+
+    @property
+    def draws_window(self) -> bool:
+        """Whether a visit draws its window, so that more than a window is kept."""
+        return self.fit == "crop" and self.crop == "random"
+
+
+def view_of(
+    size: int | Sequence[int],
+    *,
+    fit: str = "crop",
+    crop: str = "center",
+    flip: bool = False,
+    max_value: int | None = None,
+) -> View:
+    """Check the options of a data set that shape its pictures.
+
+    Args:
+        size: Side of a square, or height and width, in pixels.
+        fit: "crop" covers the size; "pad" fits the whole picture into it, with a white border.
+        crop: Of "crop": the window in the "center", or a "random" one at each visit.
+        flip: Whether a visit mirrors the picture left to right with probability 1/2.
+        max_value: The value that means white in files of more than 8 bits.
+
+    Raises:
+        ValueError: one of these is out of its range.
+    """
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(
+            f"size must be at least 1, got {size}; one number, or height and width such as [32, 48]"
+        )
+    if fit not in FITS:
+        raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
     if crop not in CROPS:
         raise ValueError(f"crop must be one of {', '.join(CROPS)}, got {crop!r}")
+    if fit == "pad" and crop == "random":
+        raise ValueError("crop='random' draws a window, and fit='pad' cuts nothing; leave out one")
+    lowest, highest = MAX_VALUES
+    if max_value is not None and not lowest <= max_value <= highest:
+        raise ValueError(
+            f"max_value must be in [{lowest}, {highest}], such as 4095 for 12 bits, got {max_value}"
+        )
+    return View((sides[0], sides[1]), fit, crop, flip, max_value)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise ValueError where `limit` is no number of pictures."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, or null for all, got {limit}")
 
 
-def middle_square(pixels: UInt8[Tensor, "C H W"], size: int) -> UInt8[Tensor, "C S S"]:
-    """The square in the middle: a copy, so that who changes it does not change the picture."""
-    return _square(pixels, size, *((side - size) // 2 for side in pixels.shape[1:]))
+def middle_window(pixels: UInt8[Tensor, "C H W"], size: Size) -> UInt8[Tensor, "C height width"]:
+    """The window in the middle: a copy, so that who changes it does not change the picture."""
+    height, width = size
+    return _window(pixels, size, (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2)
 
 
-def drawn_square(
-    pixels: UInt8[Tensor, "C H W"], size: int, crop: str, flip: bool, generator: torch.Generator
-) -> UInt8[Tensor, "C S S"]:
-    """A square for one visit: a copy, place and mirroring drawn from `generator`."""
-    if crop == "center":
-        square = middle_square(pixels, size)
+def drawn_window(
+    pixels: UInt8[Tensor, "C H W"], view: View, generator: torch.Generator
+) -> UInt8[Tensor, "C height width"]:
+    """A window for one visit: a copy, place and mirroring drawn from `generator`."""
+    if view.draws_window:
+        room = zip(pixels.shape[1:], view.size, strict=True)
+        top, left = [_draw(side - length + 1, generator) for side, length in room]
+        window = _window(pixels, view.size, top, left)
     else:
-        corner = (_draw(side - size + 1, generator) for side in pixels.shape[1:])
-        square = _square(pixels, size, *corner)
-    return square.flip(-1) if flip and _draw(2, generator) else square
+        window = middle_window(pixels, view.size)
+    return window.flip(-1) if view.flip and _draw(2, generator) else window
 
 
-def _square(
-    pixels: UInt8[Tensor, "C H W"], size: int, top: int, left: int
-) -> UInt8[Tensor, "C S S"]:
-    return pixels[:, top : top + size, left : left + size].clone()
+def _window(
+    pixels: UInt8[Tensor, "C H W"], size: Size, top: int, left: int
+) -> UInt8[Tensor, "C height width"]:
+    return pixels[:, top : top + size[0], left : left + size[1]].clone()
 
 
 def _draw(high: int, generator: torch.Generator) -> int:

@@ -1,6 +1,7 @@
 """Captioned pictures of a folder, the captions in a table, in files or in folders' names."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from tinydiffusion.datasets._packed import Found, PackedDataset, Skipped
@@ -18,9 +19,12 @@ class FolderDataset(PackedDataset):
 
     Args:
         path: The folder.
-        size: Width and height of every example; smaller pictures are skipped, not blown up.
+        size: Side of every example, or [height, width]; smaller pictures are skipped, not blown up.
+        fit: "crop" cuts pictures of other proportions, "pad" gives them a white border.
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
+        max_value: The value that means white in files of more than 8 bits, such as 4095; None takes
+            65535, but 4095 for a picture that has nothing brighter.
         limit: Stop after this many usable pictures; None takes all.
         workers: Threads that decode; alters no example.
         caption_column: The column of the metadata, or key of the JSON, that holds the caption.
@@ -36,9 +40,11 @@ class FolderDataset(PackedDataset):
         self,
         *,
         path: str | Path,
-        size: int = 32,
+        size: int | Sequence[int] = 32,
+        fit: str = "crop",
         crop: str = "center",
         flip: bool = False,
+        max_value: int | None = None,
         limit: int | None = None,
         workers: int = 2,
         caption_column: str = "text",
@@ -50,8 +56,10 @@ class FolderDataset(PackedDataset):
             total=len(pictures),
             name=str(path),
             size=size,
+            fit=fit,
             crop=crop,
             flip=flip,
+            max_value=max_value,
             limit=limit,
             workers=workers,
         )

@@ -1,11 +1,12 @@
 """Captioned pictures through Hugging Face `datasets`: a hub name, or local files of any kind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tinydiffusion.datasets._huggingface import (
     caption_of_cell,
     import_datasets,
+    naming_load_errors,
     source_of_cell,
     two_columns,
 )
@@ -23,9 +24,12 @@ class HuggingFaceDataset(PackedDataset):
         split: Which split, slices such as "train[:100]" included.
         image_column: The column that holds the pictures.
         caption_column: The column that holds a caption, or a list of captions.
-        size: Width and height of every example; smaller pictures are skipped, not blown up.
+        size: Side of every example, or [height, width]; smaller pictures are skipped, not blown up.
+        fit: "crop" cuts pictures of other proportions, "pad" gives them a white border.
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
+        max_value: The value that means white in files of more than 8 bits, such as 4095; None takes
+            65535, but 4095 for a picture that has nothing brighter.
         limit: Stop after this many usable pictures; None takes all.
         workers: Threads that decode; alters no example.
 
@@ -42,20 +46,24 @@ class HuggingFaceDataset(PackedDataset):
         split: str = "train",
         image_column: str = "image",
         caption_column: str = "text",
-        size: int = 32,
+        size: int | Sequence[int] = 32,
+        fit: str = "crop",
         crop: str = "center",
         flip: bool = False,
+        max_value: int | None = None,
         limit: int | None = None,
         workers: int = 2,
     ) -> None:
         rows = _load_rows(path, subset, split, image_column, caption_column)
         super().__init__(
-            _pictures(rows, image_column, caption_column),
+            _pictures(rows, path, image_column, caption_column),
             total=len(rows),
             name=f"{path}[{split}]",
             size=size,
+            fit=fit,
             crop=crop,
             flip=flip,
+            max_value=max_value,
             limit=limit,
             workers=workers,
         )
@@ -66,17 +74,21 @@ def _load_rows(
 ) -> Any:
     """The split's two columns, the pictures as they lie in the file."""
     datasets = import_datasets()
-    try:
+    with naming_load_errors(path):
         rows = datasets.load_dataset(path, subset, split=split)
-    except (FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"cannot load data set {path!r}: {error}") from error
     return two_columns(rows, f"{path}[{split}]", image_column, caption_column)
 
 
-def _pictures(rows: Any, image_column: str, caption_column: str) -> Iterator[Found]:
-    for number, row in enumerate(rows):
+def _pictures(rows: Any, path: str, image_column: str, caption_column: str) -> Iterator[Found]:
+    for number, row in enumerate(_read(rows, path)):
         caption = caption_of_cell(row[caption_column], caption_column, f"row {number}")
         yield Found(f"row-{number}", source_of_cell(row[image_column]), caption)
+
+
+def _read(rows: Any, path: str) -> Iterator[Any]:
+    """Yield the rows; the file may be damaged or gone by the time it is read."""
+    with naming_load_errors(path, "read"):
+        yield from rows
 
 
 PLUGIN = HuggingFaceDataset

@@ -3,18 +3,24 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinydiffusion.datasets._huggingface import import_datasets, source_of_cell, two_columns
+from tinydiffusion.datasets._huggingface import (
+    import_datasets,
+    naming_load_errors,
+    source_of_cell,
+    two_columns,
+)
 from tinydiffusion.datasets._pictures import PassingFaultError, UnusablePictureError
 from tinydiffusion.datasets._row_stream import Row, RowStream
 from tinydiffusion.datasets._stand_ins import StandIns, load_example
-from tinydiffusion.datasets._views import check_view, drawn_square, middle_square
+from tinydiffusion.datasets._views import drawn_window, middle_window, view_of
 from tinydiffusion.datasets._window import BoundedShuffle
+from tinydiffusion.hub import read_errors, reason_of
 from tinydiffusion.protocols import Example
 
 
@@ -37,9 +43,12 @@ class HuggingFaceStreamDataset:
         revision: The commit, tag or branch on the hub; a commit is the same for ever.
         image_column: The column that holds the pictures.
         caption_column: The column that holds a caption, or a list of captions.
-        size: Width and height of every example; smaller pictures are unusable, not blown up.
+        size: Side of every example, or [height, width]; smaller ones are unusable, not blown up.
+        fit: "crop" cuts pictures of other proportions, "pad" gives them a white border.
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
+        max_value: The value that means white in files of more than 8 bits, such as 4095; None takes
+            65535, but 4095 for a picture that has nothing brighter.
         num_examples: Rows of the split, where the data set does not tell.
         window: Rows that are shuffled among each other, and held in memory undecoded; besides them
             the reader of Parquet may hold one file of the source.
@@ -58,14 +67,15 @@ class HuggingFaceStreamDataset:
         revision: str | None = None,
         image_column: str = "image",
         caption_column: str = "text",
-        size: int = 32,
+        size: int | Sequence[int] = 32,
+        fit: str = "crop",
         crop: str = "center",
         flip: bool = False,
+        max_value: int | None = None,
         num_examples: int | None = None,
         window: int = 1000,
     ) -> None:
-        check_view(size, crop, None)
-        self.size, self.crop, self.flip = size, crop, flip
+        self.view = view_of(size, fit=fit, crop=crop, flip=flip, max_value=max_value)
         name = f"{path}[{split}]"
         builder, rows = _open(path, subset, split, revision)
         length = _length(rows, name, num_examples)
@@ -82,19 +92,18 @@ class HuggingFaceStreamDataset:
         return len(self._order)
 
     def __getitem__(self, index: int) -> Example:
-        """The example with its middle square, not mirrored; fast where indices follow."""
+        """The example with its middle window, not mirrored; fast where indices follow."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in [0, {len(self)})")
         window, member = divmod(index, self._order.window)
         example = self._usable(self._walked.rows(None, window), member)
-        return {**example, "image": middle_square(example["image"], self.size)}
+        return {**example, "image": middle_window(example["image"], self.view.size)}
 
     def visit(self, order_seed: int, place: int, generator: torch.Generator) -> Example:
         """The example at `place` of the epoch that `order_seed` shuffles, as training sees it."""
         window, member = divmod(self._order.locate(order_seed, place)[1], self._order.window)
         example = self._usable(self._visited.rows(order_seed, window), member)
-        square = drawn_square(example["image"], self.size, self.crop, self.flip, generator)
-        return {**example, "image": square}
+        return {**example, "image": drawn_window(example["image"], self.view, generator)}
 
     def describe_skipped(self) -> str:
         """How many of the pictures visited were left out for which reason."""
@@ -120,18 +129,16 @@ class HuggingFaceStreamDataset:
         source = _source(row.cell)
         if source is None:
             raise UnusablePictureError("missing or not a file")
-        return load_example(row.id, source, row.caption, self.size)
+        return load_example(row.id, source, row.caption, self.view)
 
 
 def _open(path: str, subset: str | None, split: str, revision: str | None) -> tuple[Any, Any]:
     """The data set's builder, and the split as a stream."""
     datasets = import_datasets()
-    try:
+    with naming_load_errors(path):
         builder = datasets.load_dataset_builder(path, subset, revision=revision)
         _free_what_is_read(builder)
         return builder, builder.as_streaming_dataset(split=split)
-    except (FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"cannot load data set {path!r}: {error}") from error
 
 
 def _free_what_is_read(builder: Any) -> None:
@@ -167,10 +174,10 @@ def _source(cell: Any) -> Path | bytes | None:
     try:
         with fsspec.open(cell["path"], "rb") as file:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise PassingFaultError(f"unreadable: {error.strerror or error}") from error
+    except read_errors() as error:
+        if type(error) is FileNotFoundError:  # by its heirs a hub says that it is out of reach
+            return None
+        raise PassingFaultError(f"cannot read {cell['path']}: {reason_of(error)}") from error
 
 
 def _fingerprint(file: str, origin: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
 """Captioned pictures of tar shards that need not fit into memory, nor on this machine's disk."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -14,7 +14,7 @@ from tinydiffusion.datasets._scan import Skipped
 from tinydiffusion.datasets._shard_files import find_set
 from tinydiffusion.datasets._shard_reader import ShardReader
 from tinydiffusion.datasets._stand_ins import StandIns, load_example
-from tinydiffusion.datasets._views import check_view, drawn_square, middle_square
+from tinydiffusion.datasets._views import check_limit, drawn_window, middle_window, view_of
 from tinydiffusion.datasets._window import BoundedShuffle
 from tinydiffusion.protocols import Example
 
@@ -32,11 +32,14 @@ class ShardsDataset:
     one of its shard stands in for it, always the same.
 
     Args:
-        path: A shard, a folder of shards, a pattern such as "shards/*.tar", or such a thing at any
-            address that fsspec reads: "s3://bucket/set", "https://host/set/{00000..00099}.tar".
-        size: Width and height of every example; smaller pictures are unusable, not blown up.
+        path: A shard, a folder of shards, a pattern such as "shards/*.tar" or a range such as
+            "shards/{00000..00099}.tar", here or at any address that fsspec reads: "s3://bucket/set".
+        size: Side of every example, or [height, width]; smaller ones are unusable, not blown up.
+        fit: "crop" cuts pictures of other proportions, "pad" gives them a white border.
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
+        max_value: The value that means white in files of more than 8 bits, such as 4095; None takes
+            65535, but 4095 for a picture that has nothing brighter.
         limit: Take the first so many pictures only; None takes all.
         caption_column: The key that holds the caption in `.json` members.
         window: Pictures that are shuffled among each other; those of ten shards or so.
@@ -51,16 +54,18 @@ class ShardsDataset:
         self,
         *,
         path: str | Path,
-        size: int = 32,
+        size: int | Sequence[int] = 32,
+        fit: str = "crop",
         crop: str = "center",
         flip: bool = False,
+        max_value: int | None = None,
         limit: int | None = None,
         caption_column: str = "text",
         window: int = 10_000,
         cache_gb: float = 20.0,
     ) -> None:
-        check_view(size, crop, limit)
-        self.size, self.crop, self.flip = size, crop, flip
+        self.view = view_of(size, fit=fit, crop=crop, flip=flip, max_value=max_value)
+        check_limit(limit)
         self.caption_column = caption_column
         found = find_set(str(path))
         self._reader = ShardReader(found, window, cache_gb)
@@ -79,19 +84,18 @@ class ShardsDataset:
         return len(self._order)
 
     def __getitem__(self, index: int) -> Example:
-        """The example with its middle square, not mirrored; shard by shard."""
+        """The example with its middle window, not mirrored; shard by shard."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in [0, {len(self)})")
         shard = bisect_right(self._ends, index)
         member = index - self._ends[shard] + self._order.counts[shard]
         example = self._usable(shard, member)
-        return {**example, "image": middle_square(example["image"], self.size)}
+        return {**example, "image": middle_window(example["image"], self.view.size)}
 
     def visit(self, order_seed: int, place: int, generator: torch.Generator) -> Example:
         """The example at `place` of the epoch that `order_seed` shuffles, as training sees it."""
         example = self._usable(*self._order.locate(order_seed, place))
-        square = drawn_square(example["image"], self.size, self.crop, self.flip, generator)
-        return {**example, "image": square}
+        return {**example, "image": drawn_window(example["image"], self.view, generator)}
 
     def captions(self) -> Iterator[str]:
         """Every caption of every example, shard by shard."""
@@ -110,7 +114,7 @@ class ShardsDataset:
         return self._reader.fingerprints()
 
     def _usable(self, shard: int, member: int) -> Example:
-        """The example, before it is cut to a square, or the next usable one of its shard."""
+        """The example, before its window is cut, or the next usable one of its shard."""
         index = self._reader.index(shard)
         return self._stand_ins.usable(
             self._order.counts[shard],
@@ -124,7 +128,7 @@ class ShardsDataset:
         if isinstance(found, Skipped):
             raise UnusablePictureError(found.reason)
         assert isinstance(found.source, bytes)
-        return load_example(found.id, found.source, found.caption, self.size)
+        return load_example(found.id, found.source, found.caption, self.view)
 
 
 def _first(counts: list[int], limit: int | None) -> list[int]:

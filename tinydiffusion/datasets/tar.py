@@ -1,6 +1,6 @@
 """Captioned pictures of tar shards in the WebDataset layout, read in place."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,17 +21,22 @@ class TarDataset(PackedDataset):
     """The captioned pictures of tar shards, shards sorted by name, pictures in their order.
 
     A picture's caption is the member of the same name that ends in `.txt` or `.caption`, else the
-    caption column of the one that ends in `.json`; they may stand anywhere in the shard. Ids are
-    `shard.tar/name`. Other members are not read. Where a shard is cut or damaged, what lies
-    before that place is used. `skipped` names all that is left out, with the reason.
+    caption column of the one that ends in `.json`; they may stand anywhere in the shard. A lone
+    `x.input.png` goes with a lone `x.output.txt`. Ids are `shard.tar/name`. Other members are not
+    read. Where a shard is cut or damaged, what lies before that place is used. `skipped` names all
+    that is left out, with the reason.
 
     Shards are listed first, by their headers alone; then pictures are read one at a time.
 
     Args:
-        path: A shard, a folder of shards, or a pattern such as "shards/*.tar".
-        size: Width and height of every example; smaller pictures are skipped, not blown up.
+        path: A shard, a folder of shards, a pattern such as "shards/*.tar", or a range such as
+            "shards/{00000..00099}.tar".
+        size: Side of every example, or [height, width]; smaller pictures are skipped, not blown up.
+        fit: "crop" cuts pictures of other proportions, "pad" gives them a white border.
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
+        max_value: The value that means white in files of more than 8 bits, such as 4095; None takes
+            65535, but 4095 for a picture that has nothing brighter.
         limit: Stop after this many usable pictures; None takes all.
         workers: Threads that decode; alters no example.
         caption_column: The key that holds the caption in `.json` members.
@@ -45,9 +50,11 @@ class TarDataset(PackedDataset):
         self,
         *,
         path: str | Path,
-        size: int = 32,
+        size: int | Sequence[int] = 32,
+        fit: str = "crop",
         crop: str = "center",
         flip: bool = False,
+        max_value: int | None = None,
         limit: int | None = None,
         workers: int = 2,
         caption_column: str = "text",
@@ -59,8 +66,10 @@ class TarDataset(PackedDataset):
             total=sum(map(len, index.values())),
             name=str(path),
             size=size,
+            fit=fit,
             crop=crop,
             flip=flip,
+            max_value=max_value,
             limit=limit,
             workers=workers,
         )

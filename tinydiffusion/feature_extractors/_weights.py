@@ -1,7 +1,6 @@
 """Weights out of files that are not trusted: hashed, read without running code, fitted strictly."""
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tinydiffusion.errors import MissingWeightsError, WeightsError
+from tinydiffusion.hub import read_errors, reason_of
 
 
 def file_sha256(path: Path) -> str:
@@ -29,15 +29,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is damaged, or holds something else than tensors.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"cannot read the weights file {path}: {error}") from error
+    except (*read_errors(), RuntimeError) as error:
+        raise WeightsError(f"cannot read the weights file {path}: {reason_of(error)}") from error
     if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise WeightsError(f"{path} must hold named tensors and nothing else")
     return dict(tensors)

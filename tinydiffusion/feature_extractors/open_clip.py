@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tinydiffusion.errors import MissingWeightsError, WeightsError
 from tinydiffusion.feature_extractors._weights import tensors_sha256
+from tinydiffusion.hub import hub_advice, read_errors, reason_of
 
 
 class OpenCLIP:
@@ -89,11 +90,13 @@ def _load(model: str, tag: str | None) -> tuple[Any, Any]:
             network, transform = open_clip.create_model_from_pretrained(model, tag)  # pyright: ignore
     except UserWarning as mismatch:
         raise WeightsError(f"{mismatch} Use model={model}-quickgelu.") from mismatch
-    except (RuntimeError, OSError) as error:
+    except (*read_errors(), RuntimeError) as error:
         # No such folder, or no network; open_clip has a plain RuntimeError for the latter.
         missing = isinstance(error, OSError) or "Failed to download" in str(error)
         kind = MissingWeightsError if missing else WeightsError
-        raise kind(f"cannot load the open_clip model {model!r}: {error}") from error
+        advice = hub_advice("name a folder by model='local-dir:FOLDER'") if missing else ""
+        text = f"cannot load the open_clip model {model!r}: {reason_of(error)}. {advice}"
+        raise kind(text.rstrip(". ")) from error
     return network.eval(), transform
 
 

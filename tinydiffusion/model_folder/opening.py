@@ -176,10 +176,23 @@ def _plugin_names(config: Config) -> Iterator[str]:
     for section in (
         config.dataset, config.validation, config.text_encoder, config.network, config.objective
     ):  # fmt: skip
-        yield str((section or {}).get("name", ""))
+        yield from _names(section)
     yield config.sampling.sampler
     yield from config.evaluation.metrics
     yield from config.evaluation.options
+    yield from _names(config.evaluation.options)
+
+
+def _names(options: Any) -> Iterator[str]:
+    """Yield what is set as a `name`, in nested sections too: a data set may be made of others."""
+    if isinstance(options, list | tuple):
+        for item in options:
+            yield from _names(item)
+    elif isinstance(options, dict):
+        for key, value in options.items():
+            if key == "name":
+                yield str(value)
+            yield from _names(value)
 
 
 def _path_options(options: Any) -> Iterator[str]:

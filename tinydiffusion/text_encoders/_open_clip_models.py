@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from tinydiffusion.hub import hub_advice, read_errors, reason_of
 from tinydiffusion.registry import suggest
 
 
@@ -28,7 +29,7 @@ def find_architecture(model: str, tag: str | None) -> dict[str, Any]:
 
     try:
         config = open_clip.get_model_config(model)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (*read_errors(), RuntimeError) as error:
         raise _no_weights(model, tag, error) from error
     if config is None:
         known = open_clip.list_models()
@@ -63,15 +64,17 @@ def load_tower(model: str, tag: str | None) -> nn.Module:
             force_custom_text=True,  # one layout for both of open_clip's model classes
             force_quick_gelu=_trained_with_quick_gelu(model, tag),
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (*read_errors(), RuntimeError) as error:
         raise _no_weights(model, tag, error) from error
     return loaded.text
 
 
 def _no_weights(model: str, tag: str | None, error: Exception) -> ValueError:
     of_tag = f" with pretrained={tag!r}" if tag else ""
+    files = "open_clip_config.json and open_clip_model.safetensors"
+    advice = f"put {files}, whole ones, into a folder and set model='local-dir:FOLDER'"
+    if not model.startswith("local-dir:"):
+        advice = hub_advice(advice)
     return ValueError(
-        f"cannot load open_clip model {model!r}{of_tag}: {error}. Without a network, put "
-        f"open_clip_config.json and open_clip_model.safetensors into a folder and set "
-        f"model='local-dir:FOLDER'"
+        f"cannot load open_clip model {model!r}{of_tag}: {reason_of(error)}; {advice}"
     )

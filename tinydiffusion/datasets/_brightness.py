@@ -1,0 +1,39 @@
+"""How bright the pictures of a set are as a whole: a black or white set teaches nothing."""
+
+import math
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+BLACK, WHITE = 5.0, 250.0  # mean levels of 255
+LITTLE = 10.0  # standard deviation of all levels; thin lines on white have more
+
+
+class Brightness:
+    """Mean and variation of the levels of many pictures."""
+
+    def __init__(self) -> None:
+        self._count, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, image: UInt8[Tensor, "C H W"]) -> None:
+        """Count a picture; every fourth row and column tells enough of a large one."""
+        step = 4 if min(image.shape[1:]) >= 64 else 1
+        levels = image[:, ::step, ::step].double()
+        self._count += levels.numel()
+        self._sum += float(levels.sum())
+        self._squares += float(levels.square().sum())
+
+    def describe(self) -> str:
+        """Say that the pictures are nearly black or white as a whole; empty where they are not."""
+        if not self._count:
+            return ""
+        mean = self._sum / self._count
+        deviation = math.sqrt(max(0.0, self._squares / self._count - mean**2))
+        if BLACK <= mean <= WHITE or deviation >= LITTLE:
+            return ""
+        shade = "black" if mean < BLACK else "white"
+        return (
+            f"the pictures are nearly {shade} as a whole: mean level {mean:.1f} of 255, standard "
+            f"deviation {deviation:.1f}; look at them, and for files of more than 8 bits set "
+            "dataset.max_value to the value that means white"
+        )
