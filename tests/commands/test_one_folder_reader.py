@@ -24,7 +24,7 @@ SIZE = 8
 # ---- what a folder may hold ------------------------------------------------------------------
 
 
-def draw(number, view=view_of((12, 10)):
+def draw(number, size=(12, 10)):
     noise = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
