@@ -150,7 +150,7 @@ class Config:
     dataset: dict[str, Any] = field(default_factory=lambda: {"name": "scenes"})
     """Training pictures: plug-in `name` and its options."""
     validation: dict[str, Any] | None = None
-    """Held-out pictures: a set as `dataset` but for what is given, or a `fraction` of it; None = no."""
+    """Held-out pictures: `dataset` but for what is given, or a `fraction` of it. None = none."""
     text_encoder: dict[str, Any] = field(default_factory=lambda: {"name": "clip"})
     """Text encoder plug-in and its options."""
     network: dict[str, Any] = field(default_factory=lambda: {"name": "unet"})
