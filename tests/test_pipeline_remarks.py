@@ -69,7 +69,7 @@ def test_a_long_list_of_words_is_cut(model):
 
 
 def test_an_encoder_without_such_knowledge_says_nothing(model):
-    cast(Any, model.text_encoder).words = None
+    cast(ClipTextEncoder, model.text_encoder).words = None
     assert said(model, "dog") == []
 
 
