@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tinydiffusion import config as config_file
-from tinydiffusion.build import build_dataset, build_objective, pick_device, survey
+from tinydiffusion.build import build_dataset, build_objective, pick_device
 from tinydiffusion.config import Config
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Batch, Generators, TextEncoder
 from tinydiffusion.scenes.vocabulary import COLOURS, SHAPES
+from tinydiffusion.survey import survey
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.learner import Learner
 

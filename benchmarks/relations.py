@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from tinydiffusion import config as config_file
-from tinydiffusion.build import build_dataset, build_objective, survey
+from tinydiffusion.build import build_dataset, build_objective
 from tinydiffusion.config import Config
 from tinydiffusion.datasets.scenes import ScenesDataset
 from tinydiffusion.objectives._pixels import to_float
 from tinydiffusion.processes import ALONE
 from tinydiffusion.scenes.captions import captions
 from tinydiffusion.scenes.vocabulary import INVERSE
+from tinydiffusion.survey import survey
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.optimizer import Optimizer

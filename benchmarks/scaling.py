@@ -20,9 +20,10 @@ import torch
 from _measuring import in_turns, machine, now, ratio, rounded, summary
 
 from tinydiffusion import config as config_file
-from tinydiffusion.build import build_dataset, build_learner, build_objective, survey
+from tinydiffusion.build import build_dataset, build_learner, build_objective
 from tinydiffusion.config import Config
 from tinydiffusion.protocols import Batch
+from tinydiffusion.survey import survey
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.live_bytes import LiveBytes

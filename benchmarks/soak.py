@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from tinydiffusion import config as config_file
-from tinydiffusion.build import build_dataset, build_objective, build_validation, survey
+from tinydiffusion.build import build_dataset, build_objective, build_validation
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.survey import survey
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.learner import Learner

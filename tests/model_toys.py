@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tinydiffusion.build import build_dataset, build_objective, survey
+from tinydiffusion.build import build_dataset, build_objective
 from tinydiffusion.config import Config, SamplingConfig
 from tinydiffusion.model_folder.layout import CHECKSUMS, INDEX
 from tinydiffusion.model_folder.opening import ModelFolderError
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.survey import survey
 
 STEPS = 4
 SECONDS, MEGABYTES = 2, 300

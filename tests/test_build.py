@@ -4,20 +4,17 @@ import pytest
 import torch
 
 from tinydiffusion.build import (
-    SURVEYED,
     build_dataset,
     build_evaluators,
     build_objective,
     build_schedule,
     build_validation,
-    captions_of,
     pick_device,
-    spread,
-    survey,
 )
 from tinydiffusion.config import Config, ConfigError, DiffusionConfig
 from tinydiffusion.diffusion.noise import picture_generators
 from tinydiffusion.registry import PluginError
+from tinydiffusion.survey import SURVEYED, captions_of, spread, survey
 
 CAPTIONS = ["a red circle", "two blue squares"]
 

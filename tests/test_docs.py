@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser
 
-from tinydiffusion import build, cli, protocols, registry
+from tinydiffusion import cli, protocols, registry
 from tinydiffusion.commands import sanity
 from tinydiffusion.commands._identity import MAY_CHANGE
 from tinydiffusion.commands._sample_folder import save_samples
@@ -94,7 +94,7 @@ def newcomer(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sanity, "FIRST", 32)
     monkeypatch.setattr(sanity, "EACH_MORE", 0)
-    monkeypatch.setattr(build, "SURVEYED", 200)
+    monkeypatch.setattr("tinydiffusion.survey.SURVEYED", 200)
     return tmp_path
 
 
@@ -254,7 +254,7 @@ def test_the_data_set(example):
     image = dataset[3]["image"]
     assert image.dtype == torch.uint8
     assert image.shape == (3, 32, 32)
-    assert len(set(build.survey(dataset)[0])) == 6
+    assert len(set(survey(dataset)[0])) == 6
     for index in range(len(dataset)):
         lying = dataset[index]["image"][0, :, 0].float().std() > 0
         assert dataset[index]["caption"].startswith("lying" if lying else "upright")

@@ -8,10 +8,11 @@ import pytest
 import torch
 from model_toys import STEPS, random_model
 
-from tinydiffusion.build import learn_words, prescribed_sampling
+from tinydiffusion.build import prescribed_sampling
 from tinydiffusion.config import SamplingConfig
 from tinydiffusion.errors import SettingWarning
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.survey import learn_words
 from tinydiffusion.text_encoders import _words
 from tinydiffusion.text_encoders.clip import ClipTextEncoder
 

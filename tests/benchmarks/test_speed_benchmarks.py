@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from tinydiffusion import config as config_file
-from tinydiffusion.build import build_dataset, build_objective, survey
+from tinydiffusion.build import build_dataset, build_objective
 from tinydiffusion.diffusion.int8 import int8_obstacle
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.survey import survey
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 META = torch.device("meta")

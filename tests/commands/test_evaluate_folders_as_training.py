@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from tinydiffusion.build import spread
 from tinydiffusion.cli import main
 from tinydiffusion.commands._pictures import save_grid
 from tinydiffusion.model_folder.opening import open_model
 from tinydiffusion.model_folder.saving import save_model
+from tinydiffusion.survey import spread
 
 PIXELS = ["--metrics", "pixel_fd", "--pixel_fd.size", "2"]
 RETRIEVAL = ["--metrics", "retrieval", "--retrieval.size", "2"]

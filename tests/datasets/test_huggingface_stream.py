@@ -15,9 +15,10 @@ from picture_toys import encode, noise, quadrants
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tinydiffusion.abilities import Fingerprinted, Selective, Streaming
 from tinydiffusion.datasets.huggingface import HuggingFaceDataset
 from tinydiffusion.datasets.huggingface_stream import HuggingFaceStreamDataset
-from tinydiffusion.protocols import Dataset, Fingerprinted, Selective, Streaming
+from tinydiffusion.protocols import Dataset
 from tinydiffusion.registry import PluginError
 
 datasets = pytest.importorskip("datasets")

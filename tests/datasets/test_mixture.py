@@ -7,9 +7,9 @@ import torch
 from picture_toys import noise
 
 from tinydiffusion import protocols, registry
-from tinydiffusion.build import survey
 from tinydiffusion.config import from_dict
 from tinydiffusion.datasets.mixture import MixtureDataset
+from tinydiffusion.survey import survey
 
 
 def folder(root, name, count, side=24):
@@ -69,7 +69,7 @@ def test_what_it_can_do_it_says(two):
     dataset = MixtureDataset(sets=[*two, {"name": "scenes", "num_scenes": 3}], size=16)
     for ability in ("Dataset", "Augmented", "Captioned", "Selective", "Fingerprinted"):
         assert isinstance(dataset, getattr(protocols, ability))
-    assert not isinstance(dataset, protocols.Streaming)
+    assert not isinstance(dataset, abilities.Streaming)
     captions, fingerprints = survey(dataset)
     assert "bb 1" in captions
     assert {"folder-0/0.png", "folder-1: places", "scenes-2: options"} <= fingerprints.keys()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tinydiffusion.abilities import Augmented
 from tinydiffusion.datasets.folder import FolderDataset
-from tinydiffusion.protocols import Augmented
 
 
 def load(folder, size=8, **options):

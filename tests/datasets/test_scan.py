@@ -11,12 +11,12 @@ import torch
 from picture_toys import encode, noise
 from PIL import Image
 
+from tinydiffusion.abilities import Fingerprinted
 from tinydiffusion.datasets import _cache, _pictures, _scan
 from tinydiffusion.datasets._pictures import UnusablePictureError
 from tinydiffusion.datasets._scan import Found, Scan, Skipped
 from tinydiffusion.datasets._views import view_of
 from tinydiffusion.datasets.folder import FolderDataset, find_pictures
-from tinydiffusion.protocols import Fingerprinted
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import torch
 from picture_toys import encode, noise
 from PIL import Image
 
+from tinydiffusion.abilities import Augmented
 from tinydiffusion.datasets._brightness import Brightness
 from tinydiffusion.datasets._pictures import fit_to, load_picture, scaled_size
 from tinydiffusion.datasets._scan import Found, scan
@@ -13,7 +14,6 @@ from tinydiffusion.datasets._views import middle_window, view_of
 from tinydiffusion.datasets.folder import FolderDataset
 from tinydiffusion.datasets.shards import ShardsDataset
 from tinydiffusion.datasets.tar import TarDataset
-from tinydiffusion.protocols import Augmented
 
 SHAPES = [(64, 48), (48, 64), (200, 40), (40, 200), (41, 43)]
 SIZES = [(32, 32), (32, 48), (40, 24)]

@@ -17,9 +17,10 @@ from picture_toys import encode, noise
 from shard_toys import assert_same, ids_of, load, noisy, visit, write_shards
 from tar_toys import BLOCK, END, entry, picture, write
 
+from tinydiffusion.abilities import Fingerprinted, Selective, Streaming
 from tinydiffusion.datasets._shard_copies import ShardError
 from tinydiffusion.datasets.tar import TarDataset
-from tinydiffusion.protocols import Dataset, Fingerprinted, Selective, Streaming
+from tinydiffusion.protocols import Dataset
 
 COUNTS = (7, 30, 1, 22)
 

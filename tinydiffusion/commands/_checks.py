@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from tinydiffusion.build import build_schedule, captions_of, check_plugins, prescribed_sampling
+from tinydiffusion.build import build_schedule, check_plugins, prescribed_sampling
 from tinydiffusion.commands._sources import eval_batch
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.guidance import check_guidance_interval
 from tinydiffusion.errors import SettingWarning
 from tinydiffusion.protocols import SOURCES, Batch, Dataset, Evaluator, Objective
+from tinydiffusion.survey import captions_of
 from tinydiffusion.without_effect import CONFIG, idle
 
 BOUNDS = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
-from tinydiffusion.build import SURVEYED, build_text_encoder, spread
+from tinydiffusion.build import build_text_encoder
 from tinydiffusion.commands._grid import save_grid
 from tinydiffusion.datasets._brightness import Brightness
 from tinydiffusion.datasets._captions import shown
@@ -17,6 +17,7 @@ from tinydiffusion.datasets._packed import describe
 from tinydiffusion.datasets._scan import Sample, Scan
 from tinydiffusion.datasets._views import middle_window
 from tinydiffusion.durable import replace_file
+from tinydiffusion.survey import SURVEYED, spread
 
 SCHEMA = "tinydiffusion.data/1"
 SHEET = 64  # pictures of the contact sheet

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from tinydiffusion.build import spread
 from tinydiffusion.commands._shards import MANIFEST
 from tinydiffusion.commands._sources import eval_batch
 from tinydiffusion.config import ConfigError
@@ -36,6 +35,7 @@ from tinydiffusion.datasets._pictures import (
 from tinydiffusion.datasets._scan import Skipped, check_caption
 from tinydiffusion.datasets._views import View
 from tinydiffusion.protocols import EvalBatch
+from tinydiffusion.survey import spread
 
 MIN_PICTURES = 2
 MAX_RESIZE = 4096

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tinydiffusion.build import captions_of, spread
 from tinydiffusion.commands._grid import save_grid
 from tinydiffusion.commands._sources import evaluation_prompts
 from tinydiffusion.config import SamplingConfig
 from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Batch, Dataset, Objective
+from tinydiffusion.survey import captions_of, spread
 from tinydiffusion.training.data_order import generator_for
 
 

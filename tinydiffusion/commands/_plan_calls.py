@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tinydiffusion.build import build_evaluators, captions_of
+from tinydiffusion.build import build_evaluators
 from tinydiffusion.commands._evaluation import BATCH, reference_pictures
 from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss
 from tinydiffusion.commands._measuring import Measurement
@@ -28,6 +28,7 @@ from tinydiffusion.diffusion.guidance import is_guided
 from tinydiffusion.diffusion.noise import picture_generators
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset
+from tinydiffusion.survey import captions_of
 from tinydiffusion.training.trainer import Trainer
 
 TOGETHER = 32

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from tinydiffusion.build import SURVEYED, captions_of, fingerprint, spread
+from tinydiffusion.abilities import Fingerprinted
 from tinydiffusion.config import SamplingConfig
 from tinydiffusion.pipeline import TextToImage
-from tinydiffusion.protocols import Dataset, EvalBatch, Fingerprinted
+from tinydiffusion.protocols import Dataset, EvalBatch
+from tinydiffusion.survey import SURVEYED, captions_of, fingerprint, spread
 
 QUANTISATION = "uint8: clamped, then rounded half to even"
 

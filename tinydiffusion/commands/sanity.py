@@ -21,18 +21,12 @@ from jaxtyping import Float, UInt8
 from rich.console import Console
 from torch import Tensor
 
-from tinydiffusion.build import (
-    build_learner,
-    build_objective,
-    build_training,
-    captions_of,
-    pick_device,
-    surveyed_places,
-)
+from tinydiffusion.build import build_learner, build_objective, build_training, pick_device
 from tinydiffusion.commands._checks import check_config
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, Example
+from tinydiffusion.survey import captions_of, surveyed_places
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.trainer import Trainer

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from torch import nn
 
 from tinydiffusion import config as config_file
+from tinydiffusion.abilities import Captioned, Selective
 from tinydiffusion.build import (
     build_evaluators,
     build_learner,
@@ -19,9 +20,7 @@ from tinydiffusion.build import (
     build_training,
     build_validation,
     decide_compilation,
-    learn_words,
     pick_device,
-    survey,
 )
 from tinydiffusion.commands import _run_folder
 from tinydiffusion.commands._checks import check_config, check_fits
@@ -43,7 +42,8 @@ from tinydiffusion.model_folder.finding import MODEL
 from tinydiffusion.outputs import check_owner, held
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes, joined, naming_lost_processes
-from tinydiffusion.protocols import Captioned, Dataset, EncodingAhead, Selective
+from tinydiffusion.protocols import Dataset, EncodingAhead
+from tinydiffusion.survey import learn_words, survey
 from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.compilation import compile_trained, naming_compile_errors
 from tinydiffusion.training.console import console_tracker

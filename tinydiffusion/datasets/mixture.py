@@ -12,16 +12,15 @@ from typing import Any
 import torch
 
 from tinydiffusion import registry
-from tinydiffusion.protocols import (
+from tinydiffusion.abilities import (
     Augmented,
     Captioned,
-    Dataset,
     Divisible,
-    Example,
     Fingerprinted,
     Selective,
     Streaming,
 )
+from tinydiffusion.protocols import Dataset, Example
 from tinydiffusion.registry import PluginError
 
 MAX_LENGTH = 100_000_000

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from tinydiffusion.abilities import Augmented, Streaming
 from tinydiffusion.errors import RunError, WorkerError
-from tinydiffusion.protocols import Augmented, Batch, Dataset, Example, Streaming
+from tinydiffusion.protocols import Batch, Dataset, Example
 
 PREFETCHED = 2  # batches kept ready, per worker
 
