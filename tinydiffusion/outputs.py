@@ -109,6 +109,7 @@ def check_outputs(parser: argparse.ArgumentParser, known: argparse.Namespace) ->
     Raises:
         ValueError: A path cannot be written, or a file there is not of the kind to be written.
     """
+    files: set[Path] = set()
     for action in parser._actions:  # argparse offers no other list of its arguments
         value = getattr(known, action.dest, None)
         for path in value if isinstance(value, list) else [value]:
@@ -116,6 +117,9 @@ def check_outputs(parser: argparse.ArgumentParser, known: argparse.Namespace) ->
                 check_folder(path)
             if path is not None and isinstance(action.type, OutputFile) and _is_main():
                 action.type.check(path, overwrite=known.overwrite)
+                if path.resolve() in files:
+                    raise ValueError(f"{path} is to be written twice; name another file for one")
+                files.add(path.resolve())
 
 
 def check_folder(path: Path) -> None:
@@ -151,7 +155,7 @@ def held(folder: Path, maker: str, *, overwrite: bool = False) -> Iterator[None]
 def mark(folder: Path, maker: str, *, overwrite: bool = False) -> None:
     """Mark a folder as a command's work, see `held`; several processes may do so at once."""
     check_owner(folder, maker, overwrite=overwrite)
-    if owner(folder) != maker:
+    if owner(folder) is None:  # with `overwrite`, a folder stays that of the command that made it
         make_folder(folder)
         replace_file(folder / MARKER, json.dumps({"made_by": maker}).encode())
 

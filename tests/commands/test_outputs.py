@@ -23,6 +23,7 @@ OUT = "<out>"
 CALLS = {
     ("train", "run_dir"): ["--config", "{config}", "--run-dir", OUT],
     ("train", "json"): ["--config", "{config}", "--dry-run", "--json", OUT],
+    ("export", "folder"): ["{run}", OUT],
     ("sample", "out"): ["{model}", "a red circle", "--out", OUT],
     ("sample", "grid"): ["{model}", "a red circle", "--out", "{new}", "--grid", OUT],
     ("merge-samples", "folders"): [OUT],
@@ -91,7 +92,7 @@ def world(tmp_path, untrained, tiny) -> dict[str, str]:
     return {
         "model": untrained, "config": tiny, "pictures": str(pictures),
         "report": str(tmp_path / "report.json"), "new": str(tmp_path / "new"),
-        "state": str(tmp_path / "none.state"),
+        "state": str(tmp_path / "none.state"), "run": str(tmp_path / "none"),
     }  # fmt: skip
 
 
@@ -105,7 +106,14 @@ def suffix(key: tuple[str, str]) -> str:
 
 # ---- paths that cannot be written -------------------------------------------------------------
 
-NOWHERE = {"model": "none", "pictures": "none", "report": "none", "state": "none", "new": "none"}
+NOWHERE = {
+    "model": "none",
+    "pictures": "none",
+    "report": "none",
+    "state": "none",
+    "new": "none",
+    "run": "none",
+}
 """Inputs that are not there: what is said of the output is said before they are looked for."""
 
 
@@ -169,6 +177,8 @@ def captioned(folder: Path) -> None:
         Image.new("RGB", (8, 8), (i, 2, 3)).save(folder / f"{i:05d}.png")
 
 
+OWN_WORDS = ("merge-samples", "export")
+"""Commands that refuse in words of their own: no parts to merge, no model to replace."""
 WAYS = {
     "text": lambda folder: (captioned(folder), (folder / "00000.txt").write_text("mine")),
     "csv": lambda folder: (captioned(folder), (folder / "metadata.csv").write_text("file_name,x")),
@@ -190,7 +200,9 @@ def test_a_folder_of_another_kind_is_refused(key, way, world, tmp_path, mistake,
     WAYS[way](folder)
     before = unchanged(folder)
     line = mistake(*call(key, folder, world))
-    if key[0] != "merge-samples":  # which looks for parts first, and finds none
+    if key[0] == "train" and way == "config":  # which says what to do with it
+        assert line.startswith(f"{folder / 'config.yaml'} was not written by a run")
+    elif key[0] not in OWN_WORDS:
         assert line.startswith(f"{folder} holds files that tinydiffusion did not make")
     mistake(*call(key, folder, world), "--overwrite")
     assert unchanged(folder) == before
@@ -198,17 +210,44 @@ def test_a_folder_of_another_kind_is_refused(key, way, world, tmp_path, mistake,
 
 @pytest.mark.parametrize("key", FOLDERS, ids="-".join)
 @pytest.mark.parametrize("maker", MADE)
-def test_a_folder_of_another_command_asks_for_overwrite(key, maker, world, tmp_path, mistake):
+def test_a_folder_of_another_command_asks_for_overwrite(key, maker, world, tmp_path, capsys):
     if key[0] == maker or (maker == "sample" and key[1] in ("samples", "folders")):
         return  # its own kind: the tests of the command show how it goes on
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / MARKER).write_text(json.dumps({"made_by": maker}))
     (folder / "00000.png").write_bytes(b"work")
-    line = mistake(*call(key, folder, world))
-    if key[0] != "merge-samples":
-        assert line.startswith(f"{folder} holds {MADE[maker]} (of `tinydiffusion {maker}`)")
+    assert main(call(key, folder, world)) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    if key[0] not in OWN_WORDS:
+        assert line.startswith(f"error: {folder} holds {MADE[maker]} (of `tinydiffusion {maker}`)")
     assert (folder / "00000.png").read_bytes() == b"work"
+
+
+def test_with_overwrite_a_folder_stays_that_of_its_command(untrained, tmp_path, mistake):
+    folder = tmp_path / "out"
+    with held(folder, "train"):
+        (folder / "config.yaml").write_text("seed: 3")
+    command = ["sample", untrained, "a red circle", "--out", str(folder)]
+    assert main([*command, "--overwrite"]) == 0
+    assert (folder / "00000.png").exists()
+    assert "holds a training run" in mistake(*command)
+
+
+def test_one_file_is_not_written_twice(world, tmp_path, mistake):
+    file = tmp_path / "x.json"
+    line = mistake(*call(("evaluate", "out"), file, world), "--state", str(file))
+    assert line == f"{file} is to be written twice; name another file for one"
+    assert not file.exists()
+
+
+def test_a_grid_takes_no_samples_place(untrained, tmp_path, mistake):
+    command = ["sample", untrained, "a red circle", "--out", str(tmp_path / "out")]
+    line = mistake(*command, "--grid", str(tmp_path / "out" / "00000.png"))
+    assert line.endswith("samples in --out have such names; name another file")
+    assert main(command) == 0
+    assert main([*command, "--grid", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "grid.png").exists()
 
 
 @pytest.mark.parametrize("key", FOLDERS, ids="-".join)
@@ -216,6 +255,8 @@ def test_one_process_at_a_time_works_in_a_folder(key, world, tmp_path, monkeypat
     maker = "sample" if key[1] in ("samples", "folders") else key[0]
     folder = tmp_path / "out"
     with held(folder, maker):
+        if key[0] == "export":
+            return  # a model folder takes its name once it is whole: nobody sees a half
         if key[0] == "merge-samples":
             (folder / "metadata.jsonl").write_text('{"file_name": "00000.png", "sampler": "x"}\n')
         # The lock is of a process: this one stands for another.
@@ -258,7 +299,12 @@ def console(monkeypatch):
 
 @pytest.mark.parametrize("key", CALLS, ids="-".join)
 def test_a_reader_that_goes_away_costs_no_work(key, world, tmp_path, console):
-    if key in {("merge", "out"), ("merge-samples", "folders"), ("train", "run_dir")}:
+    if key in {
+        ("merge", "out"),
+        ("merge-samples", "folders"),
+        ("train", "run_dir"),
+        ("export", "folder"),
+    }:
         return  # what they read takes long to make; they print as the others do
     out = tmp_path / ("out" + (suffix(key) if key in FILES else ""))
     assert main(call(key, out, world)) == 0

@@ -213,6 +213,31 @@ def test_fewer_pictures_leave_none_behind(sample, made):
     assert made == []
 
 
+def test_what_is_replaced_is_said(sample, tmp_path, capsys):
+    sample("a red circle", "--num-images", "3")
+    assert "replaces" not in capsys.readouterr().err
+    sample("a red circle", "--num-images", "3")
+    assert "replaces" not in capsys.readouterr().err
+    sample("a blue circle", "--num-images", "2")
+    assert f"replaces 3 earlier samples in {tmp_path}/out/ (of 'a red circle')" in said(capsys)
+    (tmp_path / "out" / "00001.png").write_bytes(b"retouched")
+    sample("a blue circle", "--num-images", "2")
+    assert "(of 'a blue circle'; 1 of them were changed since they were made)" in said(capsys)
+
+
+def said(capsys) -> str:
+    return capsys.readouterr().err
+
+
+def test_a_picture_of_the_user_among_samples_is_kept(sample, model, tmp_path, mistake):
+    sample("a red circle")
+    mine = tmp_path / "out" / "00001.png"
+    mine.write_bytes(b"mine")
+    line = mistake("sample", model, "a red circle", "--num-images", "3", "--out", str(mine.parent))
+    assert line.startswith(f"{mine} is not one of the samples that metadata.jsonl lists")
+    assert mine.read_bytes() == b"mine"
+
+
 def test_a_mistake_that_the_sampler_finds_leaves_the_earlier_samples(sample, model, tmp_path):
     before = sample()
     flags = [*FLAGS, "--sampler", "ddim", "--sampler.eta", "1.5"]

@@ -83,9 +83,11 @@ def describe_replaced(folder: Path, rows: Rows, kept: Mapping[int, str]) -> str:
     }
     if not lost:
         return ""
+    changed = sum(_is_wanted(name, row, rows) for name, row in lost.items())
+    since = f"; {changed} of them were changed since they were made" if changed else ""
     prompts = list(dict.fromkeys(str(row.get("text")) for row in lost.values()))
     more = f" and {len(prompts) - 1} more prompts" if len(prompts) > 1 else ""
-    return f"replaces {len(lost)} earlier samples in {folder}/ (of {prompts[0]!r}{more})"
+    return f"replaces {len(lost)} earlier samples in {folder}/ (of {prompts[0]!r}{more}{since})"
 
 
 def are_whole(files: Mapping[Path, str]) -> set[Path]:

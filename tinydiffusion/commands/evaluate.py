@@ -19,6 +19,7 @@ from tinydiffusion.commands._sources import ModelPictures
 from tinydiffusion.commands._state_file import merged, resume
 from tinydiffusion.commands._statistics_file import StatisticsFile
 from tinydiffusion.commands._targets import Request, check_request, open_target
+from tinydiffusion.outputs import check_owner
 from tinydiffusion.processes import Processes, joined
 from tinydiffusion.protocols import SOURCES
 from tinydiffusion.training.allocator import keep_freed_memory
@@ -43,6 +44,8 @@ def _evaluate(request: Request, processes: Processes, console: Console) -> int:
     watchdog = Watchdog(None if minutes is None else 60 * minutes)
     with processes.together(), processes.one_by_one():
         check_request(request)
+        if request.samples is not None and processes.is_main:
+            check_owner(request.samples, "sample", overwrite=request.overwrite)
         measurement = Measurement.of(request.metrics, request.options)
     measurement.beat = watchdog.beat
     target = open_target(request, measurement, console, processes)

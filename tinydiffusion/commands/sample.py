@@ -11,11 +11,12 @@ from rich.console import Console
 from tinydiffusion.build import pick_device
 from tinydiffusion.commands._grid import save_grid
 from tinydiffusion.commands._pictures import read_picture
-from tinydiffusion.commands._sample_folder import sample_file
+from tinydiffusion.commands._sample_folder import NAME, sample_file
 from tinydiffusion.commands._sampling import check_count, make_samples, model_sha256
 from tinydiffusion.commands._shards import WHOLE, Shard
 from tinydiffusion.config import ConfigError
 from tinydiffusion.model_folder.finding import find_model
+from tinydiffusion.outputs import check_owner
 from tinydiffusion.pipeline import TextToImage, check_prompts
 from tinydiffusion.processes import joined
 from tinydiffusion.training.allocator import keep_freed_memory
@@ -52,7 +53,10 @@ def sample(
             stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not processes.is_main
         )
         with processes.together(), processes.one_by_one():
-            _check(prompts, num_images, shard, grid)
+            _check(prompts, num_images)
+            _check_grid(grid, out, shard)
+            if processes.is_main:
+                check_owner(out, "sample", overwrite=overwrite)
             model = find_model(model)
             pipeline = TextToImage.from_pretrained(
                 model, device=pick_device(device), precision=precision, trust_plugins=trust_plugins
@@ -85,11 +89,19 @@ def sample(
     return 0
 
 
-def _check(prompts: Sequence[str], num_images: int, shard: Shard, grid: Path | None) -> None:
+def _check(prompts: Sequence[str], num_images: int) -> None:
     check_prompts(prompts)
     check_count(len(prompts) * num_images)
-    if grid is not None and shard != WHOLE:
+
+
+def _check_grid(grid: Path | None, out: Path, shard: Shard) -> None:
+    """Raise ConfigError for a grid of a part of the pictures, or in the place of a picture."""
+    if grid is None:
+        return
+    if shard != WHOLE:
         raise ConfigError("--grid shows all pictures: a --shard has some of them only")
+    if grid.resolve().parent == out.resolve() and NAME.fullmatch(grid.name):
+        raise ConfigError(f"--grid {grid}: samples in --out have such names; name another file")
 
 
 def _grid(file: Path, folder: Path, prompts: Sequence[str], columns: int | None, seed: int) -> None:
