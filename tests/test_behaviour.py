@@ -45,7 +45,7 @@ def test_smoke_leaves_checkpoints_grids_a_model_and_a_report(smoke):
     grids = sorted(file.name for file in (smoke / "samples").iterdir())
     assert grids == ["00000000.png", "00001024.png", "00002048.png"]
     with Image.open(smoke / "grid.png") as grid:
-        assert min(grid.size) > 300
+        assert min(grid.size) > 100  # eight prompts, in one row
     assert (smoke / "model/model_index.json").is_file()
     assert not [f for f in contents(smoke) if Path(f).suffix in {".pt", ".pth", ".pkl", ".bin"}]
 
