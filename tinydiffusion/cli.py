@@ -201,6 +201,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _export(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     known = parsed(parser, arguments)
+    check_folder(known.folder.resolve().parent)  # where the whole model takes its name
     from tinydiffusion.commands.export import export
 
     return export(known.source, known.folder, overwrite=known.overwrite)

@@ -44,6 +44,7 @@ def sync_folder(path: Path) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that any reader sees the old content or the new one, never a part."""
+    path = path.resolve() if path.is_symlink() else path  # the link stays one
     unfinished = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}"[:200])
     try:
         write_synced(unfinished, data)

@@ -20,13 +20,17 @@ class FolderLock:
 
     The operating system frees the lock of a process that dies, so no lock is ever stale.
 
+    Args:
+        folder: Made if it is not there.
+        name: Of the lock; another one than `.lock` for a single file of the folder.
+
     Raises:
         ValueError: Another process holds the lock; the message names that process.
         DiskError: The folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: Path, name: str = NAME) -> None:
+        self.path = folder / name
 
     def __enter__(self) -> "FolderLock":
         try:
@@ -66,14 +70,18 @@ class FolderLock:
         except FileNotFoundError:
             return False
 
+    def _held(self) -> Path:
+        """Name what the lock is of: the folder, or `x` of a lock `.x.lock`."""
+        name = self.path.name.removeprefix(".").removesuffix("lock").removesuffix(".")
+        return self.path.with_name(name) if name else self.path.parent
+
     def _refuse_if_held(self, error: OSError) -> None:
         if error.errno in HELD:
             self._file.seek(0)
             holder = self._file.read() or "another process"
             self._file.close()
             raise ValueError(
-                f"{self.path.parent} is in use by {holder}; wait for it, stop it, or take another "
-                "folder"
+                f"{self._held()} is in use by {holder}; wait for it, stop it, or take another one"
             ) from error
         warnings.warn(
             f"{self.path} cannot be locked ({error.strerror}): make sure that no other process "

@@ -1,7 +1,7 @@
 """Look at everything that a command will write before it computes anything.
 
 A path that cannot be written is refused at once. A folder says in a hidden file which command made
-it; a file is known by what this program writes at its beginning. The command that made them goes
+it; a file is known by a stamp that every one of its kind bears. The command that made them goes
 on or replaces them, another one asks for `--overwrite`, and what is not ours is never touched.
 """
 
@@ -76,10 +76,8 @@ class OutputFile:
         if self.continued or not path.exists():
             return
         if not overwrite and (self.stamp is None or self.stamp not in path.read_bytes()):
-            raise ValueError(
-                f"{path} is there already and not of the kind that this command writes; name "
-                "another file, or --overwrite"
-            )
+            why = "" if self.stamp is None else " and not of the kind that this command writes"
+            raise ValueError(f"{path} is there already{why}; name another file, or --overwrite")
         print(f"{path} will be replaced", file=sys.stderr)  # noqa: T201
 
 
@@ -162,19 +160,17 @@ def mark(folder: Path, maker: str, *, overwrite: bool = False) -> None:
 
 def check_owner(folder: Path, maker: str, *, overwrite: bool = False) -> None:
     """Raise ValueError where a command must not write into a folder, see `held`."""
-    made_by = owner(folder)
-    if made_by == maker:
-        return
-    if made_by is not None:
-        if not overwrite:
-            raise ValueError(
-                f"{folder} holds {MADE[made_by]} (of `tinydiffusion {made_by}`); name another "
-                "folder, or --overwrite to write there all the same"
-            )
-        return
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    others = sorted(entry.name for entry in _entries(folder) if not entry.name.startswith("."))
+    others = _strangers(folder)  # before the mark is read: a process that makes them marks first
+    made_by = owner(folder)
+    if made_by == maker or (made_by is not None and overwrite):
+        return
+    if made_by is not None:
+        raise ValueError(
+            f"{folder} holds {MADE[made_by]} (of `tinydiffusion {made_by}`); name another folder, "
+            "or --overwrite to write there all the same"
+        )
     if others:
         raise ValueError(
             f"{folder} holds files that tinydiffusion did not make ({_listed(others)}); name a new "
@@ -182,12 +178,28 @@ def check_owner(folder: Path, maker: str, *, overwrite: bool = False) -> None:
         )
 
 
+def _strangers(folder: Path) -> list[str]:
+    """List what lies in a folder, but hidden files and what this process's own words go to."""
+    entries = [e for e in _entries(folder) if not e.name.startswith(".")]
+    return sorted(entry.name for entry in entries if not _is_log(entry))
+
+
+def _is_log(file: Path) -> bool:
+    """Return whether a file is standard output or error, as in `train > runs/x/log`."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # closed, or a file that went away
+            if os.path.samestat(file.stat(), os.fstat(descriptor)):
+                return True
+    return False
+
+
 def owner(folder: Path) -> str | None:
-    """Read which command made a folder; None where it is not marked."""
+    """Read which command made a folder; None where neither a mark nor a checkpoint tells."""
     try:
         made_by = json.loads((folder / MARKER).read_bytes())["made_by"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (OSError, ValueError, KeyError, TypeError):  # a copy by `cp run/*` lacks hidden files
+        is_run = any(folder.glob("checkpoints/*-pictures-*/manifest.json"))
+        return "train" if is_run and (folder / "config.yaml").is_file() else None
     return made_by if made_by in MADE else None
 
 
@@ -207,18 +219,12 @@ def file_obstacle(path: Path) -> str | None:
 
 
 def folder_obstacle(path: Path) -> str | None:
-    """Try to make a folder and to write in it, undo both, and return why it failed, if so."""
+    """Try to write in a folder, or where it would be made, and return why it failed, if so."""
     try:
-        missing = [folder for folder in (path, *path.parents) if not _is_there(folder)]
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            trial = path / f".tmp-{uuid.uuid4().hex[:8]}"
-            trial.write_bytes(b"0")
-            trial.unlink()
-        finally:
-            for folder in missing:
-                with contextlib.suppress(OSError):  # not made, or in use by another process by now
-                    folder.rmdir()
+        there = next(place for place in (path, *path.parents) if _is_there(place))
+        trial = there / f".tmp-{uuid.uuid4().hex[:8]}"
+        trial.write_bytes(b"0")
+        trial.unlink()
     except OSError as error:
         return _reason(path, error)
     return None

@@ -1,17 +1,18 @@
 """What a model cannot do of what it is asked for, said once each as a warning."""
 
-import json
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from tinydiffusion.build import prescribed_sampling
 from tinydiffusion.config import Config, SamplingConfig
+from tinydiffusion.datasets._captions import shown as printable
 from tinydiffusion.errors import SettingWarning
 from tinydiffusion.protocols import KnowsWords, TextEncoder
 from tinydiffusion.registry import nearest, shown
 from tinydiffusion.without_effect import SAMPLING, Guidance, idle
 
+MAX_SEARCHED = 5000  # known words among which a near one is looked for, which takes its time
 MAX_NAMED = 20
 
 
@@ -66,9 +67,9 @@ class Remarks:
 
 
 def _with_nearest(word: str, known: set[str]) -> str:
-    near = nearest(word, known, cutoff=0.75)
-    quoted = json.dumps(word, ensure_ascii=False)
-    return quoted if near is None else f'{quoted} (did you mean "{near}"?)'
+    near = nearest(word, known, cutoff=0.75) if len(known) <= MAX_SEARCHED else None
+    quoted = f'"{printable(word)}"'
+    return quoted if near is None else f'{quoted} (did you mean "{printable(near)}"?)'
 
 
 def _listed(settings: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from tinydiffusion.evaluators._recall import (
     Found,
     chance_of,
     recall_rows,
+    shuffled_mean,
     shuffled_range,
 )
 
@@ -54,17 +55,19 @@ def test_range_of_shuffled_prompts_is_that_of_all_orders(prompts, nearest):
     recalls = sorted(sum(map(int.__eq__, order, nearest)) / 6 for order in orders)
     expected = recalls[round(0.025 * 720)], recalls[-round(0.025 * 720)]
     assert shuffled_range(found_first(nearest), torch.tensor(prompts)) == expected
+    mean = shuffled_mean(found_first(nearest), torch.tensor(prompts))
+    assert mean == pytest.approx(sum(recalls) / 720, abs=1e-12)
 
 
 def test_a_hub_of_the_commonest_prompt_is_not_above_chance():
     """Nine of ten pictures are asked for prompt 0, and every picture looks like it."""
     row = rows([0] * 90 + [1] * 10, [0] * 100, Candidates(200, torch.full((100,), 100)))[0]
     assert (row.value, row.details["chance"]) == (0.9, 0.5)
-    assert row.details["chance_interval"] == (0.5, 0.9)
+    assert row.details["chance_interval"] == (0.9, 0.9)
     assert row.details["above_chance"] is False
     assert row.ci95[0] == 0.5 < 0.9 < row.ci95[1]
     assert row.warnings == [
-        "r@1 is not above chance, 0.5: with shuffled prompts the same pictures reach 0.5 to 0.9"
+        "r@1 is not above chance, 0.5: with shuffled prompts the same pictures reach 0.9 to 0.9"
     ]
 
 

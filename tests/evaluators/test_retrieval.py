@@ -176,3 +176,14 @@ def test_pictures_of_one_prompt_cannot_be_above_chance(batch, pictures):
     assert (row.value, row.details["chance"]) == (1, 0.5)
     assert not row.details["above_chance"]
     assert "not above chance, 0.5: with shuffled prompts" in row.warnings[0]
+
+
+def test_copies_of_a_reference_are_one_chance_each(batch, pictures):
+    """Twenty pictures a hundred times: five ranks hold one of twenty, not five of two thousand."""
+    references, generated = pictures(20), pictures(100)
+    captions = [f"class {i % 20}" for i in range(2000)]
+    found = scores(generated, captions[:100], references.repeat(100, 1, 1, 1), captions, batch)[
+        "retrieval@5"
+    ]
+    low, high = found.details["chance_interval"]
+    assert 0 <= low <= found.details["chance"] <= high < 0.2

@@ -27,6 +27,7 @@ from tinydiffusion.datasets._pictures import (
     GridError,
     Picture,
     fit_to,
+    is_large_enough,
     load_picture,
     picture_sha256,
     quiet,
@@ -34,6 +35,7 @@ from tinydiffusion.datasets._pictures import (
 )
 from tinydiffusion.datasets._scan import Skipped, check_caption
 from tinydiffusion.datasets._views import View
+from tinydiffusion.model_folder.finding import MODEL, is_run
 from tinydiffusion.protocols import EvalBatch
 from tinydiffusion.survey import spread
 
@@ -155,7 +157,8 @@ class FolderPictures:
 
     def _pixels_key(self, ids: Sequence[int]) -> str:
         digests = [self.files[i].sha256 for i in ids]
-        content = json.dumps([digests, list(self.shape), self._resize_name()])
+        white = None if self.view is None else self.view.max_value
+        content = json.dumps([digests, list(self.shape), self._resize_name(), white])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def unprompted(self) -> list[Skipped]:
@@ -230,6 +233,8 @@ class FolderPictures:
         file = self.files[number]
         try:
             picture = self._decode(self.folder / file.name, file.sha256)
+            if self.view is not None and not is_large_enough(file.size, *self.view[:2]):
+                picture.notes.append("smaller than asked for and enlarged, which training skips")
             return picture._replace(image=self._fit(picture.image))
         except UnusablePictureError as error:
             return error
@@ -265,9 +270,8 @@ def _check_kind(folder: Path) -> None:
     Raises:
         ConfigError: the folder of a run, or shards of samples.
     """
-    of_run = ("metrics.jsonl", "checkpoints")
-    if (folder / "config.yaml").is_file() and any((folder / name).exists() for name in of_run):
-        model = folder / "model"
+    if is_run(folder):
+        model = folder / MODEL
         its = f"its model is {model}" if model.is_dir() else "it has no finished model yet"
         raise ConfigError(f"{folder} is the folder of a run, not of pictures to measure; {its}")
     if next(folder.glob(f"*/{MANIFEST}"), None) is not None:

@@ -19,6 +19,7 @@ from tinydiffusion.outputs import LIST_SUFFIX, LIST_TITLE, is_list
 
 GAP = 8  # pixels around a tile
 MIN_WIDTH = 96  # pixels that a picture is enlarged to by a whole factor
+MAX_HEIGHT = 480  # pixels beyond which a tall one is not enlarged
 MIN_COLUMNS = 8  # of a grid that has as many pictures
 PROMPT_LINES = 6  # at most
 PROMPT_COLOUR, SEED_COLOUR = "black", "#707070"
@@ -72,7 +73,7 @@ def list_file(grid: Path) -> Path:
 
 
 def _enlarge(image: Image.Image) -> Image.Image:
-    factor = -(-MIN_WIDTH // image.width)
+    factor = min(-(-MIN_WIDTH // image.width), 1 + MAX_HEIGHT // image.height)
     size = (image.width * factor, image.height * factor)
     return image.resize(size, Image.Resampling.NEAREST)
 

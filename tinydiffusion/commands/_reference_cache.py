@@ -12,7 +12,7 @@ from tinydiffusion.commands._sources import Pictures
 from tinydiffusion.datasets._cache import read_entry, write_entry
 from tinydiffusion.protocols import SOURCES, EvaluatorState
 
-SCHEMA = "tinydiffusion.eval-reference/2"
+SCHEMA = "tinydiffusion.eval-reference/3"
 KEPT = ("reference", "train")
 
 

@@ -103,9 +103,15 @@ def _check_report(file: Path, report: Mapping[str, Any]) -> None:
     rows = report.get("results")
     if not isinstance(report.get("context"), dict) or not isinstance(rows, list):
         raise ValueError(f"{file} is no report: its context or its results are missing")
+    paths = [report["context"].get(key, "") for key in ("run", "target")]
+    if not all(isinstance(path, str) for path in paths):
+        raise ValueError(f"{file} is no report: the run or the target of its context is no text")
     for number, row in enumerate(rows, 1):
         if lost := [key for key in ROW_KEYS if not isinstance(row, dict) or key not in row]:
             raise ValueError(f"{file}: row {number} of its results lacks {', '.join(lost)}")
+        values = row["per_picture"].values() if isinstance(row["per_picture"], dict) else [""]
+        if not all(isinstance(value, int | float | None) for value in values):
+            raise ValueError(f"{file}: row {number} has values per picture that are no numbers")
 
 
 def environment() -> dict[str, Any]:

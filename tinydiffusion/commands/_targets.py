@@ -281,7 +281,7 @@ def _folder_for_model(
 def _columns(request: Request, *more: str) -> list[str]:
     """Where captions may be, the first choice first."""
     asked = [request.caption_column] if request.caption_column else []
-    return list(dict.fromkeys([*asked, TEXT, *more]))
+    return list(dict.fromkeys([*asked, *more, TEXT]))
 
 
 def _resized(pictures: Pictures | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tinydiffusion.commands._sources import ModelPictures
 from tinydiffusion.commands._state_file import merged, resume
 from tinydiffusion.commands._statistics_file import StatisticsFile
 from tinydiffusion.commands._targets import Request, check_request, open_target
+from tinydiffusion.locks import FolderLock
 from tinydiffusion.outputs import check_owner
 from tinydiffusion.processes import Processes, joined
 from tinydiffusion.protocols import SOURCES
@@ -35,7 +37,10 @@ def evaluate(request: Request) -> int:
     be read have. The processes of a launcher share the pictures; the main one speaks and writes.
     """
     keep_freed_memory()
-    with joined(request.device) as processes:
+    with joined(request.device) as processes, ExitStack() as stack:
+        if request.state is not None:
+            lock = FolderLock(request.state.parent, f".{request.state.name}.lock")
+            processes.on_main(lambda: stack.enter_context(lock) and None)
         return _evaluate(request, processes, _console(quiet=not processes.is_main))
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from tinydiffusion.build import build_objective
 from tinydiffusion.commands._start import starting_model
 from tinydiffusion.config import ConfigError, from_dict, to_dict
+from tinydiffusion.locks import FolderLock
 from tinydiffusion.model_folder.layout import INDEX, Model
 from tinydiffusion.model_folder.saving import check_replaceable, save_model
 from tinydiffusion.pipeline import TextToImage
@@ -60,7 +61,8 @@ def export(source: Path, folder: Path, *, overwrite: bool = False) -> int:
         raise ConfigError(f"{folder} holds a model; name another folder, or --overwrite")
     check_replaceable(folder)
     path, checkpoint = _open(source)
-    save_model(folder, _model(path, checkpoint))
+    with FolderLock(folder.resolve().parent):  # of a run, where that saves its model too
+        save_model(folder, _model(path, checkpoint))
     seen = checkpoint.state["pictures_seen"]
     instead = ", in place of the model that was there" if replaced else ""
     console.print(f"{path}, {seen} pictures seen, exported to {folder}{instead}")

@@ -17,6 +17,7 @@ from tinydiffusion.commands._sample_folder import (
     describe_replaced,
     finish,
     finished_rows,
+    kept_samples,
     naming_disk_errors,
     sample_file,
 )
@@ -56,6 +57,8 @@ def merge_samples(folders: Sequence[Path], *, overwrite: bool = False) -> int:
     """
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     target = folders[0]
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise ValueError(f"no such folder: {', '.join(missing)}")
     shards = {
         path: read_shard(path)
         for folder in folders
@@ -70,7 +73,7 @@ def merge_samples(folders: Sequence[Path], *, overwrite: bool = False) -> int:
         if not _are_in(target, shards):  # they are where a call was killed while it cleared up
             rows = _rows_of_all(shards)
             _check_files(target, shards)
-            if replaced := describe_replaced(target, rows, _digests(rows)):
+            if replaced := describe_replaced(target, rows, kept_samples(target, rows)):
                 console.print(replaced)
             _move(target, shards, rows)
         with naming_disk_errors(target):

@@ -52,6 +52,8 @@ def report(file: Path, *, run: Path | None, out: Path) -> int:
             "provenance": _page.provenance(found),
         }
     )
+    if run is not None:
+        console.print(f"grid, film and curves are those of {run}")
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, content.encode(errors="replace"))
     console.print(f"page in {out}")

@@ -87,10 +87,13 @@ def train(
         )
     if not overwrite:
         check_run_folder(run_dir, config)
-    check_owner(run_dir, "train", overwrite=overwrite)
     keep_freed_memory()
     with joined(config.training.device) as processes, naming_lost_processes():
         console.quiet = not processes.is_main
+        if not dry_run:
+            processes.on_main(lambda: check_owner(run_dir, "train", overwrite=overwrite))
+        if overwrite and _run_folder.has_checkpoints(run_dir):
+            console.print("--overwrite has no effect: the run has checkpoints, and goes on")
         run = _Run(config, run_dir, processes)
         run.describe(notes)
         if dry_run:

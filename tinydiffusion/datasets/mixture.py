@@ -130,6 +130,8 @@ class MixtureDataset:
                 max(len(part), round(count * len(part) / len(whole)))
                 for part, count, whole in zip(parts, self.counts, self.parts, strict=True)
             ]
+        sides[1].counts = list(map(len, sides[1].parts))  # a picture is measured once
+        for side in sides:
             side._ends = list(accumulate(side.counts))
         return sides
 

@@ -54,7 +54,8 @@ class Retrieval(RowsEvaluator):
         prompts = torch.tensor([number[text] for text in generated.text("prompt")])
         gallery = make_gallery(reference.tensor("features"), reference.text("prompt"), number)
         found = find(generated.tensor("features").double(), gallery)
-        candidates = Candidates(len(reference), gallery.num_own()[prompts])
+        repeat = len(gallery.features) < len(reference)
+        candidates = Candidates(len(reference), gallery.num_own()[prompts], repeat)
         return recall_rows("retrieval", generated.ids(), prompts, found, candidates)
 
     def provenance(self) -> dict[str, Any]:

@@ -54,17 +54,10 @@ def save_model(folder: Path, model: Model) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise ValueError where a folder holds something else than a model, or more than that."""
-    if not folder.exists():
-        return
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {folder.name}
-    if names and INDEX not in names:
+    """Raise ValueError where a folder holds something else than a model."""
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not (empty or (folder / INDEX).is_file()):
         raise ValueError(f"{folder} is there, but no model; save the model to another folder")
-    if others := sorted(names - {INDEX, "pipeline.py", *COMPONENTS}):
-        raise ValueError(
-            f"{folder} holds {others[0]!r} beside a model, which would be lost: move it away, or "
-            "save the model to another folder"
-        )
 
 
 def _component_files(kind: str, module: nn.Module, config: dict[str, Any]) -> dict[str, bytes]:

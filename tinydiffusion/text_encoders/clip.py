@@ -48,7 +48,7 @@ class ClipTextEncoder(nn.Module):
         self,
         *,
         merges: Sequence[Sequence[str]],
-        words: Sequence[str] | None,
+        words: Sequence[str] | None = None,
         all_words: bool = False,
         width: int = 256,
         layers: int = 4,
