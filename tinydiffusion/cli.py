@@ -47,21 +47,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code of a command line such as `["train", "--resume"]`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _show_warning
-    with lasting_streams():
-        try:
-            code = _run(arguments)
-            flush()
-            return code
-        except (ValueError, RunError, OSError) as error:  # anything else is our mistake
-            if "--debug" in arguments:
-                raise
-            if _is_said_elsewhere(error):
-                time.sleep(GRACE)
-            else:
-                print(f"{_who()}error: {_in_one_line(error)}", file=sys.stderr)  # noqa: T201
-            return _exit_code(error)
-        except KeyboardInterrupt:
-            return 130
+    with lasting_streams() as streams:
+        code = _code_of(arguments)
+        flush()
+        if lost := [each.error for each in streams if each.error is not None]:
+            reason = f"the console's output is lost: {lost[0].strerror}"
+            print(f"{_who()}error: {reason}", file=sys.stderr)  # noqa: T201
+            return code or DiskError.exit_code
+        return code
+
+
+def _code_of(arguments: list[str]) -> int:
+    """Run a command line, report what ends it, and return the exit code."""
+    try:
+        return _run(arguments)
+    except (ValueError, RunError, OSError) as error:  # anything else is our mistake
+        if "--debug" in arguments:
+            raise
+        if _is_said_elsewhere(error):
+            time.sleep(GRACE)
+        else:
+            print(f"{_who()}error: {_in_one_line(error)}", file=sys.stderr)  # noqa: T201
+        return _exit_code(error)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _exit_code(error: Exception) -> int:

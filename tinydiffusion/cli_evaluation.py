@@ -50,6 +50,11 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "the model was trained with.",
     )  # fmt: skip
     add(
+        "--captions", choices=["auto", "folder"], default="auto",
+        help="Where those of folders are: in files (auto, the default), or the names of "
+        "sub-folders (folder).",
+    )  # fmt: skip
+    add(
         "--assume-extractor", metavar="NAME",
         help="What statistics that another program wrote were made with; rows are flagged.",
     )  # fmt: skip
@@ -120,10 +125,10 @@ def _evaluate(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     from tinydiffusion.commands._targets import Request
     from tinydiffusion.commands.evaluate import evaluate
 
-    given = ("target", "data", "train", "caption_column", "assume_extractor", "num_images",
-             "resize", "guidance_scales", "shard", "state", "save_every", "out", "samples", "seed",
-             "batch_size", "device", "precision", "hang_minutes", "trust_plugins",
-             "overwrite")  # fmt: skip
+    given = ("target", "data", "train", "caption_column", "captions", "assume_extractor",
+             "num_images", "resize", "guidance_scales", "shard", "state", "save_every", "out",
+             "samples", "seed", "batch_size", "device", "precision", "hang_minutes",
+             "trust_plugins", "overwrite")  # fmt: skip
     return evaluate(
         Request(
             metrics=metrics,

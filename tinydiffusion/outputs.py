@@ -223,8 +223,10 @@ def folder_obstacle(path: Path) -> str | None:
     try:
         there = next(place for place in (path, *path.parents) if _is_there(place))
         trial = there / f".tmp-{uuid.uuid4().hex[:8]}"
-        trial.write_bytes(b"0")
-        trial.unlink()
+        try:
+            trial.write_bytes(b"0")
+        finally:
+            trial.unlink(missing_ok=True)
     except OSError as error:
         return _reason(path, error)
     return None

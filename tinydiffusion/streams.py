@@ -8,8 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 
-class _Pipe(io.FileIO):
-    """A file descriptor that is written to until it fails; what comes later goes nowhere."""
+class _Lasting(io.FileIO):
+    """A file descriptor that is written to until that fails; what comes later goes nowhere.
+
+    Attributes:
+        error: Why something is lost, such as a full disk; None where nothing is, or where the
+            reader went away, who does not want more.
+    """
+
+    error: OSError | None = None
 
     def write(self, data: Any, /) -> int:
         """Write bytes and return how many."""
@@ -19,26 +26,31 @@ class _Pipe(io.FileIO):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)
-            if not isinstance(error, BrokenPipeError):  # such as a full disk: to be told, once
-                raise
+            if not isinstance(error, BrokenPipeError):
+                self.error = error
             return len(data)
 
 
 @contextlib.contextmanager
-def lasting_streams() -> Iterator[None]:
-    """Have the standard streams outlive their reader while the `with` block lasts.
+def lasting_streams() -> Iterator[list[_Lasting]]:
+    """Have the standard streams outlive their reader and their disk while the `with` block lasts.
 
     A command such as `tinydiffusion evaluate … --out r.json | head` still writes its file. What the
     console's encoding lacks is shown as its number. Streams that a program has put in the place of
     the process's own are left as they are.
+
+    Yields:
+        What stands below the streams, and knows whether something is lost.
     """
-    before = sys.stdout, sys.stderr
-    if sys.stdout is not None and sys.stdout is sys.__stdout__:
-        sys.stdout = _lasting(sys.stdout)
-    if sys.stderr is not None and sys.stderr is sys.__stderr__:
-        sys.stderr = _lasting(sys.stderr)
+    before, below = (sys.stdout, sys.stderr), []
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
+            stream.flush()
+            below.append(_Lasting(stream.fileno(), "wb", closefd=False))
+            setattr(sys, name, _text(below[-1], stream.encoding))
     try:
-        yield
+        yield below
     finally:
         flush()
         sys.stdout, sys.stderr = before
@@ -51,9 +63,8 @@ def flush() -> None:
             stream.flush()
 
 
-def _lasting(stream: Any) -> io.TextIOWrapper:
-    stream.flush()
-    raw = io.BufferedWriter(_Pipe(stream.fileno(), "wb", closefd=False))
+def _text(below: _Lasting, encoding: str) -> io.TextIOWrapper:
+    buffered = io.BufferedWriter(below)
     return io.TextIOWrapper(
-        raw, encoding=stream.encoding, errors="backslashreplace", line_buffering=True
+        buffered, encoding=encoding, errors="backslashreplace", line_buffering=True
     )

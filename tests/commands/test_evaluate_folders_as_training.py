@@ -10,7 +10,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from tinydiffusion.cli import main
-from tinydiffusion.commands._pictures import save_grid
+from tinydiffusion.commands._grid import save_grid
 from tinydiffusion.model_folder.opening import open_model
 from tinydiffusion.model_folder.saving import save_model
 from tinydiffusion.survey import spread
@@ -84,7 +84,7 @@ def test_metrics_with_captions_list_the_columns_that_there_are(made, real, measu
     report = measured(made, *RETRIEVAL, "--data", real, code=1)
     error = report["results"][0]["error"]
     assert "8 of 8" in error
-    assert "no 'text'; it has 'file_name', 'title'; another column is named with" in error
+    assert "no 'text'; it has 'file_name', 'title'; --caption-column names another" in error
     report = measured(made, *RETRIEVAL, "--data", real, "--caption-column", "title")
     assert report["context"]["prompts"][0] == "picture 0"
 
@@ -148,10 +148,14 @@ def test_a_model_reads_a_folder_by_its_own_column_and_says_so(model_of, real, me
     flags = [*PIXELS, "--data", str(real), "--num-images", "4"]
     report = measured(model_of(caption_column="title"), *flags)
     assert set(report["context"]["prompts"]) <= {f"picture {i}" for i in range(8)}
-    assert warnings_of(report, "no 'text'; it has 'file_name', 'title'; captions are its 'title'")
+    assert not warnings_of(report, "captions are its")
+    list_captions(real, "text")
+    report = measured(model_of(caption_column="title"), *flags)
+    assert warnings_of(report, "no 'title'; it has 'file_name', 'text'; captions are its 'text'")
     list_captions(real, "label")
     line = mistake("evaluate", str(model_of(caption_column="title")), *flags)
-    assert "no 'text'; it has 'file_name', 'label'; another column is named with" in line
+    assert "it has 'file_name', 'label'" in line
+    assert "--caption-column names another column" in line
 
 
 def test_a_model_of_class_folders_reads_a_folder_so(model_of, tmp_path, measured, mistake):
@@ -178,7 +182,7 @@ def test_a_number_of_images_is_spread_over_the_folder(made, real, measured):
 
 def test_grids_are_left_out_by_what_is_written_in_them(made, real, measured, mistake):
     images = torch.zeros(4, 3, 7, 7, dtype=torch.uint8)
-    save_grid(made / "grid.png", images, ["a"] * 4, 2, 0)
+    save_grid(made / "grid.png", images, ["a"] * 4, seed=0)
     about = PngImagePlugin.PngInfo()
     about.add_text("Software", "tinydiffusion")
     Image.new("RGB", (90, 90)).save(made / "sheet.png", pnginfo=about)
@@ -225,3 +229,27 @@ def test_pictures_that_are_not_listed_are_left_out_and_named(made, real, measure
     Image.new("RGB", (99, 99)).save(made / "a.png")
     report = measured(made, *PIXELS, "--data", real)
     assert warnings_of(report, f"{made}: left out: 1 not listed in metadata.jsonl (first a.png)")
+
+
+def test_class_folders_are_captions_where_asked_for(tmp_path, capsys):
+    for i in range(6):
+        folder = tmp_path / "set" / ("red_cats" if i < 3 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * i, 9, 99)).save(folder / f"{i}.png")
+    flags = ["--data", str(tmp_path / "set"), "--metrics", "retrieval"]
+    out = tmp_path / "r.json"
+    command = ["evaluate", str(tmp_path / "set"), *flags, "--out", str(out)]
+    assert main(command) == 1
+    assert "--captions folder takes sub-folders" in capsys.readouterr().out
+    assert main([*command, "--captions", "folder"]) == 0
+    assert json.loads(out.read_text())["context"]["prompts"] == ["dogs"] * 3 + ["red cats"] * 3
+
+
+def test_unfinished_samples_are_no_set(tmp_path, mistake):
+    for i in range(3):
+        Image.new("RGB", (8, 8), (40 * i, 9, 99)).save(tmp_path / f"{i:05d}.png")
+    (tmp_path / ".unfinished.jsonl").write_text("")
+    for command in (["evaluate", str(tmp_path), "--metrics", "vendi"], ["data", str(tmp_path)]):
+        if command[0] == "evaluate":
+            command += ["--data", str(tmp_path)]
+        assert "holds samples that are not finished" in mistake(*command)

@@ -326,4 +326,13 @@ def test_a_full_disk_behind_standard_output_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "__stdout__", stream)
     assert main(["plugins"]) == 3
-    assert capsys.readouterr().err == "error: No space left on device\n"
+    told = "error: the console's output is lost: No space left on device\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_full_disk_behind_standard_output_costs_no_work(monkeypatch, world, tmp_path):
+    stream = io.TextIOWrapper(io.FileIO(os.open("/dev/full", os.O_WRONLY), "wb"))
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "__stdout__", stream)
+    assert main(call(("evaluate", "out"), tmp_path / "r.json", world)) == 3
+    assert (tmp_path / "r.json").exists()

@@ -15,11 +15,12 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tinydiffusion.commands._pictures import to_pil
+from tinydiffusion.datasets._picture_folder import UNFINISHED
 from tinydiffusion.durable import NO_SPACE, replace_file
 from tinydiffusion.errors import DiskError, DiskFullError
 from tinydiffusion.processes import ALONE, Processes
 
-METADATA, UNFINISHED = "metadata.jsonl", ".unfinished.jsonl"
+METADATA = "metadata.jsonl"
 NAME = re.compile(r"\d{5}\.png")
 MAX_SAMPLES = 100_000
 """In one folder: the names of more would not sort."""

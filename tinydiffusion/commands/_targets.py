@@ -49,6 +49,7 @@ class Request:
     data: str | None
     train: str | None
     caption_column: str | None
+    captions: str  # see read_folder
     assume_extractor: str | None
     num_images: int | None
     prompts: list[str]  # of a file; empty where there is none
@@ -273,9 +274,14 @@ def _folder_for_model(
         Path(path),
         view=view_of(_size_of(pipeline), fit=fit, max_value=max_value),
         columns=_columns(request, own),
-        class_folders=name == "folder" and options.get("captions") == "folder",
+        class_folders=request.captions == "folder" or _has_class_folders(name, options),
         console=console,
     )
+
+
+def _has_class_folders(name: str, options: dict[str, Any]) -> bool:
+    """Return whether the model's own set has the names of its sub-folders as captions."""
+    return name == "folder" and options.get("captions") == "folder"
 
 
 def _columns(request: Request, *more: str) -> list[str]:
@@ -306,6 +312,7 @@ def _open_folder(request: Request, measurement: Measurement, console: Console) -
         raise ConfigError(f"{folder} is neither a model folder nor a folder of pictures")
     view = None if request.resize is None else view_of(request.resize)
     how: dict[str, Any] = {"view": view, "columns": _columns(request), "console": console}
+    how["class_folders"] = request.captions == "folder"
     generated = FolderPictures("generated", folder, limit=request.num_images, **how)
     _check_prompts(generated, measurement)
     others: dict[str, Pictures | StatisticsFile | None] = {}
@@ -349,4 +356,4 @@ def _check_prompts(generated: FolderPictures, measurement: Measurement) -> None:
 def _lack_of_prompts(pictures: FolderPictures) -> str:
     """Why pictures of a folder have no prompt, and how to name another column."""
     reason = pictures.refusal or describe(pictures.unprompted())
-    return f"{reason}; another column is named with --caption-column"
+    return f"{reason}; --caption-column names another column, --captions folder takes sub-folders"

@@ -20,6 +20,8 @@ from tinydiffusion.datasets._pictures import is_picture_name
 from tinydiffusion.datasets._scan import Found, Skipped
 from tinydiffusion.datasets._walk import walk
 
+UNFINISHED = ".unfinished.jsonl"
+"""File of a folder of samples until all of them are there."""
 CAPTIONS = ("auto", "folder")
 LAYOUTS = (
     "metadata.jsonl with lines like "
@@ -70,7 +72,8 @@ def read_folder(
             takes the name of the sub-folder that a picture lies in.
 
     Raises:
-        ValueError: no such folder, no pictures, two metadata files, or a malformed one.
+        ValueError: no such folder, samples that are being made, no pictures, two metadata files,
+            or a malformed one.
     """
     if captions not in CAPTIONS:
         raise ValueError(f"captions must be one of {', '.join(CAPTIONS)}, got {captions!r}")
@@ -78,6 +81,10 @@ def read_folder(
         raise ValueError(f"no such folder: {root}")
     if not root.is_dir():
         raise ValueError(f"not a folder: {root}; give the folder that holds the pictures")
+    if (root / UNFINISHED).exists():
+        raise ValueError(
+            f"{root} holds samples that are not finished: run their command again, it goes on"
+        )
     names, skipped = walk(root)
     read = _by_folder if captions == "folder" else _by_metadata
     contents = read(root, names, columns)

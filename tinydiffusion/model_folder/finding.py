@@ -46,8 +46,8 @@ def find_model(path: Path) -> Path:
 
 def is_run(path: Path) -> bool:
     """Tell whether a folder is that of a training run, finished or not."""
-    written = all((path / name).is_file() for name in ("config.yaml", "metrics.jsonl"))
-    return written or bool(_checkpoints(path))
+    begun = any((path / name).exists() for name in ("metrics.jsonl", CHECKPOINTS))
+    return (begun and (path / "config.yaml").is_file()) or bool(_checkpoints(path))
 
 
 def _refuse_parts_of_a_run(path: Path) -> None:

@@ -7,10 +7,10 @@ import pytest
 
 from tinydiffusion import config as config_file
 from tinydiffusion.cli import main
-from tinydiffusion.commands._without_effect import (
+from tinydiffusion.commands._short_runs import (
     checkpoint_remark,
+    short_run_remarks,
     warm_up_remark,
-    without_effect,
 )
 from tinydiffusion.config import Config, EvaluationConfig, SamplingConfig, TrainingConfig
 from tinydiffusion.training.scheduler import learning_rate_factor
@@ -53,7 +53,7 @@ def test_a_warm_up_that_is_over_in_time_is_not_worth_a_word(num_pictures, warm_u
 
 @pytest.mark.parametrize("name", ["quickstart", "emoji", "distill", "smoke"])
 def test_our_own_configs_have_no_such_setting(name):
-    assert without_effect(config_file.load(f"configs/{name}.yaml")) == []
+    assert short_run_remarks(config_file.load(f"configs/{name}.yaml")) == []
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_our_own_configs_have_no_such_setting(name):
 def test_an_interval_that_was_set_longer_than_the_run_is_told(section, name, every):
     config = Config(training=TrainingConfig(num_pictures=100, warmup_pictures=0))
     config = replace(config, **{section: replace(getattr(config, section), **{name: every})})
-    remarks = without_effect(config)
+    remarks = short_run_remarks(config)
     assert len(remarks) == (every > 100)
     assert all(r.startswith(f"{section}.{name} 101 is longer than the run of 100") for r in remarks)
 
@@ -80,7 +80,7 @@ def test_defaults_are_not_told():
         sampling=SamplingConfig(),
         evaluation=EvaluationConfig(),
     )
-    assert without_effect(config) == []
+    assert short_run_remarks(config) == []
 
 
 @pytest.mark.parametrize(
