@@ -53,6 +53,10 @@ CONFIG_CASES = {
         {"training.ema_power": 0.5, "training.ema_max_decay": 0},
         {"training.ema_power": 0.5},
     ),
+    "diffusion.zero_terminal_snr": (
+        {"diffusion.zero_terminal_snr": True},
+        {"diffusion.zero_terminal_snr": True, "diffusion.schedule": "cosine"},
+    ),
     "sampling.num_prompts": (
         {"sampling.num_prompts": 4, "sampling.prompts": "[a]"},
         {"sampling.num_prompts": 4},
@@ -100,8 +104,8 @@ FLAG_CASES = {
 
 def evaluated(*, is_model: bool = True, needs: str = "", **given) -> Evaluated:
     defaults = {
-        "seed": 0, "precision": "auto", "trust_plugins": False, "data": None, "train": None,
-        "prompts": [], "num_images": None,
+        "seed": 0, "precision": "auto", "device": "auto", "trust_plugins": False, "data": None,
+        "train": None, "prompts": [], "num_images": None,
     }  # fmt: skip
     request = SimpleNamespace(**{**defaults, **given})
     return Evaluated(request, is_model, frozenset(needs.split()))
@@ -112,6 +116,7 @@ EVALUATE_CASES = {
     "--precision": (
         evaluated(is_model=False, precision="int8"), evaluated(precision="int8"),
     ),
+    "--device": (evaluated(is_model=False, device="cpu"), evaluated(device="cpu")),
     "--trust-plugins": (
         evaluated(is_model=False, trust_plugins=True), evaluated(trust_plugins=True),
     ),

@@ -225,8 +225,8 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     add("prompt", nargs="*", help="One or more prompts.")
     add(
         "--prompts", type=Path, metavar="FILE",
-        help="Text, a prompt a line, `#` begins a comment; .json, .jsonl, .csv or .tsv with a "
-        "`prompt`; `-` for standard input.",
+        help="Text, a prompt a line, lines that begin with `#` left out; .json, .jsonl, .csv or "
+        ".tsv with a `prompt`; `-` for standard input.",
     )  # fmt: skip
     add("--num-images", type=count, default=1, metavar="N", help="Pictures per prompt; default 1.")
     add("--negative-prompt", default="", metavar="TEXT", help="What guidance moves away from.")

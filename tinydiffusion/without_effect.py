@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tinydiffusion.config import Config, EvaluationConfig, SamplingConfig, TrainingConfig
+from tinydiffusion.config import (
+    Config,
+    DiffusionConfig,
+    EvaluationConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ NOT_MADE = "the target is a folder of pictures, of which none is made; leave it 
 EVALUATE = (
     Rule("--seed", lambda e: not e.is_model and e.request.seed != 0, NOT_MADE),
     Rule("--precision", lambda e: not e.is_model and e.request.precision != "auto", NOT_MADE),
+    Rule("--device", lambda e: not e.is_model and e.request.device != "auto", NOT_MADE),
     Rule("--trust-plugins", lambda e: not e.is_model and e.request.trust_plugins, NOT_MADE),
     Rule(
         "--data",
@@ -179,7 +186,7 @@ def _is_set(config: Config, key: str) -> bool:
     section, name = key.split(".")
     defaults = {
         "training": TrainingConfig(), "sampling": SamplingConfig(),
-        "evaluation": EvaluationConfig(),
+        "evaluation": EvaluationConfig(), "diffusion": DiffusionConfig(),
     }  # fmt: skip
     return getattr(getattr(config, section), name) != getattr(defaults[section], name)
 
@@ -203,6 +210,11 @@ CONFIG = (
         "training.ema_power",
         lambda c: c.training.ema_max_decay == 0,
         "training.ema_max_decay is 0, no weights are averaged",
+    ),
+    _key(
+        "diffusion.zero_terminal_snr",
+        lambda c: c.diffusion.schedule == "flow",
+        "the schedule flow always ends in pure noise",
     ),
     _key(
         "sampling.num_prompts",

@@ -60,7 +60,7 @@ TINY = {
     ],
 )  # fmt: skip
 def test_a_mix_is_refused_before_the_data_are_read(tiny, mistake, monkeypatch, flags, message):
-    monkeypatch.setattr(train_command, "build_dataset", lambda _: pytest.fail("read the data"))
+    monkeypatch.setattr(train_command, "build_training", lambda _: pytest.fail("read the data"))
     assert mistake("train", "--config", tiny, "--dry-run", *flags) == message
 
 

@@ -128,6 +128,10 @@ def _check_mixes(config: Config) -> None:
         )
     if evaluation.keep_best is not None and evaluation.every is None:
         raise ConfigError("evaluation.keep_best needs evaluation.every, the pictures between two")
+    for name in ("max_minutes", "hang_minutes"):
+        minutes = getattr(training, name)
+        if minutes is not None and not minutes > 0:
+            raise ConfigError(f"training.{name} must be above 0, or null for none, got {minutes}")
     _check_student(config)
     guidance_scale = config.sampling.guidance_scale
     if config.objective.get("caption_dropout_prob") == 0 and guidance_scale != 1:

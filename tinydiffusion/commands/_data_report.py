@@ -1,6 +1,7 @@
 """What `tinydiffusion data` tells of the sets that it has scanned."""
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def describe_captions(scans: Scans, section: dict[str, Any]) -> str:
         lengths += tokens.mask.sum(dim=1).tolist()
         cut += tokens.num_truncated
     lengths.sort()
-    median, most = lengths[len(lengths) // 2], lengths[int(0.95 * (len(lengths) - 1))]
+    median, most = lengths[len(lengths) // 2], lengths[math.ceil(0.95 * len(lengths)) - 1]
     return (
         f"captions: {len(texts)}, in tokens of {section['name']}: median {median}, 95 % up to "
         f"{most}, longest {lengths[-1]}; {cut} are cut to {encoder.max_length}"

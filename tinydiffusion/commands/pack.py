@@ -134,7 +134,7 @@ def _write(source: Source, packer: Packer, results: Iterator[tuple[str, Result]]
     if not packer.number or len(skipped) > packer.number:
         raise ValueError(
             f"{len(skipped)} of {len(skipped) + packer.number} pictures cannot be used, at most "
-            f"half may be; mend or remove them, and {progress.out}: {describe(skipped)}"
+            f"half may be: {describe(skipped)}. Mend or remove them, and remove {progress.out}"
         )
     return progress.finish(skipped)
 

@@ -6,12 +6,14 @@ from typing import Any
 from rich.console import Console
 
 from tinydiffusion.build import build_evaluators
-from tinydiffusion.commands._folder import FolderPictures
+from tinydiffusion.commands._folder import MIN_PICTURES, FolderPictures
 from tinydiffusion.commands._measuring import Measurement
 from tinydiffusion.commands._session import run_session
 from tinydiffusion.commands._statistics_file import write_statistics
 from tinydiffusion.config import ConfigError
 from tinydiffusion.datasets._views import view_of
+
+FAILED = 1
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -25,7 +27,11 @@ def statistics(
     batch_size: int,
     out: Path,
 ) -> int:
-    """0 once the statistics of the folder's pictures are written."""
+    """Write the statistics of a folder's pictures.
+
+    Returns:
+        The exit code: 1 where a picture cannot be read.
+    """
     evaluators = build_evaluators([metric], options)
     evaluator = evaluators[metric]
     if "reference" not in evaluator.needs:
@@ -40,8 +46,11 @@ def statistics(
     )  # fmt: skip
     for name, (_, reason) in measurement.failures.items():
         raise ConfigError(f"{name}: {reason}")
+    number = len(pictures) - len(pictures.unreadable)
+    if number < MIN_PICTURES:
+        raise ConfigError(f"{number} of {len(pictures)} pictures in {folder} can be read: too few")
     write_statistics(out, metric, evaluator, pictures.about(), remarks)
     for remark in remarks:
         console.print(f"warning: {remark}")
-    console.print(f"statistics of {len(pictures)} pictures in {out}")
-    return 0
+    console.print(f"statistics of {number} pictures in {out}")
+    return FAILED if pictures.unreadable else 0
