@@ -106,7 +106,7 @@ def failing(untrained, place, measured) -> dict[str, tuple[int, list[str], str]]
         "file": (0, ["sample", untrained, "--prompts", "nope"], "nope: there is no such file"),
         "plugins": (0, ["plugins"], "plugins is the work of one process; start it without a"),
         "metric": (0, ["evaluate", f"{place}/made", "--metrics", "fidd"], "'fidd'"),
-        "no model": (1, ["sample", f"{place}/model-RANK", "a", *out], "model-1/model_index.json"),
+        "no model": (1, ["sample", f"{place}/model-RANK", "a", *out], "there is no folder"),
         "no folder": (1, [*measured, f"{place}/only-RANK"], "no such folder: "),
         "prompts": (
             1, ["sample", untrained, "--prompts", f"{place}/prompts-RANK.txt", *out],

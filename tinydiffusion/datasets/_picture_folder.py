@@ -173,7 +173,8 @@ def _pictures_of(root: Path, names: set[str]) -> list[str]:
         unread = [
             Skipped(name, f"metadata not read: {hint}") for name, hint in near_metadata(names)
         ]
-        raise ValueError(f"no pictures in {root}{_hint(unread)}")
+        shards = "; it holds tar shards" if any(name.endswith(".tar") for name in names) else ""
+        raise ValueError(f"no pictures in {root}{shards}{_hint(unread)}")
     return pictures
 
 

@@ -48,7 +48,7 @@ def view_of(
     Raises:
         ValueError: one of these is out of its range.
     """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = tuple(map(int, size)) if isinstance(size, Sequence) else (int(size), int(size))
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(
             f"size must be at least 1, got {size}; one number, or height and width such as [32, 48]"

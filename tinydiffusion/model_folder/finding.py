@@ -29,6 +29,8 @@ def find_model(path: Path) -> Path:
     """
     if (path / INDEX).is_file():
         return path
+    if not path.is_dir():
+        raise ModelFolderError(f"there is no folder {path}")
     if is_checkpoint(path):
         raise ModelFolderError(
             f"{path} is a checkpoint, not a model; make one of it: tinydiffusion export {path} "
