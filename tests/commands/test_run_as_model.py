@@ -24,7 +24,7 @@ def commands(folder, tiny, out):
         "sample": ["sample", str(folder), "a red circle", "--out", str(out)],
         "evaluate": ["evaluate", str(folder), "--metrics", "pixel_fd", "--num-images", "8"],
         "train": ["train", "--config", tiny, "--run-dir", str(out), "--init_from", str(folder),
-                  "--training.num_pictures", "8", "--evaluation.metrics", "[]"],
+                  "--training.num_pictures", "8", "--evaluation.num_images", "2"],
     }  # fmt: skip
 
 
