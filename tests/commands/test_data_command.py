@@ -166,11 +166,12 @@ def test_names_and_captions_that_are_no_text_travel_through_the_file(tmp_path, s
 
 def test_a_terminal_that_knows_few_letters_is_no_obstacle(tmp_path, monkeypatch):
     root = fill(tmp_path / "\u05e2", ["a.png"])
-    printed = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii"))
+    printed = tmp_path / "printed"
+    console = io.TextIOWrapper(printed.open("wb"), "ascii")
+    for name in ("stdout", "__stdout__"):  # that of the process
+        monkeypatch.setattr(sys, name, console)
     assert main(["data", str(root), "--size", "8"]) == 0
-    sys.stdout.flush()
-    assert printed.getvalue().startswith(b"\\u05e2: 1 of 1 pictures load")
+    assert printed.read_bytes().startswith(b"\\u05e2: 1 of 1 pictures load")
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
@@ -280,7 +281,6 @@ def test_no_captions_are_a_mistake(tmp_path, mistake):
         (["SET", "--caption-column", "txt"], "no 'txt' (did you mean 'text'?)"),
         (["SET", "--sheet", "sheet.gif"], "must end in .png"),
         (["SET", "--json", "SET/a.png/scan.json"], "cannot be written"),
-        (["SET", "--json", "SET"], "cannot be written"),
     ],
 )
 def test_mistakes_are_one_line(folder, mistake, arguments, words):

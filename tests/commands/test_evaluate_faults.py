@@ -312,7 +312,7 @@ def test_what_the_config_asks_to_read_is_said(other_reference, scenes, evaluate,
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        ({"name": "scenes", "size": 10**6}, "pictures of size 1000000, the model 16"),
+        ({"name": "scenes", "size": 10**6}, "pictures of size 1000000, the model [16, 16]"),
         ({"name": "scenes", "size": 16, "num_scenes": 10**12}, "num_scenes"),
         ({"name": "scenes"}, "those of the reference 32x32"),
         ({"name": "folder", "path": "/nowhere", "size": 16}, "no such folder: /nowhere"),
