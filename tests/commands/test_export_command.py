@@ -68,9 +68,13 @@ def test_a_damaged_checkpoint_has_the_one_before_for_stand_in(finished, tmp_path
     assert not (tmp_path / "other").exists()
 
 
-def test_a_model_that_is_there_is_replaced_and_said(finished, untrained, tmp_path, capsys):
+def test_a_model_that_is_there_is_replaced_where_asked_for(finished, untrained, tmp_path, capsys):
     out = shutil.copytree(untrained, tmp_path / "out")
-    assert main(["export", str(finished), str(out)]) == 0
+    before = (out / "model_index.json").read_bytes()
+    assert main(["export", str(finished), str(out)]) == 2
+    assert "holds a model; name another folder, or --overwrite" in capsys.readouterr().err
+    assert (out / "model_index.json").read_bytes() == before
+    assert main(["export", str(finished), str(out), "--overwrite"]) == 0
     assert capsys.readouterr().err.endswith(f"{out}, in place of the model that was there\n")
     assert (out / "model_index.json").read_bytes() == (
         finished / "model/model_index.json"

@@ -162,7 +162,7 @@ def test_wrong_command_lines(folder, tmp_path, refused):
 def test_other_settings_and_foreign_folders_are_refused(folder, tmp_path, out, refused):
     refused("made with shard_size=4, now it is 5", folder, out, *SIZE, "--shard-size", "5")
     refused("made with picture_format='png'", folder, out, *OPTIONS, "--format", "jpg")
-    refused("is not empty (it has", folder, folder, *OPTIONS)
+    refused("holds files that tinydiffusion did not make", folder, folder, *OPTIONS)
     (out / "manifest.json").write_text('{"format": "wids"}')
     refused("no manifest of packed shards", folder, out, *OPTIONS)
 
