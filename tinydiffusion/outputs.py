@@ -145,9 +145,16 @@ def held(folder: Path, maker: str, *, overwrite: bool = False) -> Iterator[None]
         DiskError: The folder cannot be written.
     """
     check_owner(folder, maker, overwrite=overwrite)
-    with FolderLock(folder):
-        mark(folder, maker, overwrite=overwrite)
-        yield
+    is_new = not folder.exists()
+    try:
+        with FolderLock(folder):
+            mark(folder, maker, overwrite=overwrite)
+            yield
+    except BaseException:
+        if is_new and [entry.name for entry in _entries(folder)] == [MARKER]:
+            (folder / MARKER).unlink()  # nothing came of it: leave nothing behind
+            folder.rmdir()
+        raise
 
 
 def mark(folder: Path, maker: str, *, overwrite: bool = False) -> None:

@@ -116,7 +116,10 @@ def test_shards_that_do_not_belong_together_are_refused(folders, tmp_path, mista
     other.mkdir()
     assert main(shard(folders, 3, 3, other, "--kid.subset_size", "3")) == 0
     line = mistake("merge", first, str(other / "3.state"), *out)
-    assert f"3.state is of another evaluation than {first}: options.kid.subset_size: 3, not None" in line
+    assert (
+        f"3.state is of another evaluation than {first}: options.kid.subset_size: 3, not None"
+        in line
+    )
     (tmp_path / "odd").write_text("odd")
     assert mistake("merge", str(tmp_path / "odd"), *out).startswith("cannot read the state")
     assert "must be I/N with I from 1 to N" in mistake(*shard(folders, 4, 3, tmp_path))

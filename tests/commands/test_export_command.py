@@ -126,4 +126,4 @@ def test_a_run_that_began_with_a_model_needs_that_model(tiny, model, tmp_path, m
     assert "is not the model any more" in line
     shutil.rmtree(start)
     line = mistake("export", str(run_dir), str(tmp_path / "again"))
-    assert line.startswith(f"{start}/model_index.json is missing")
+    assert line.startswith(f"there is no folder {start}")
