@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import sys
-import uuid
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -201,13 +201,19 @@ def _is_log(file: Path) -> bool:
 
 
 def owner(folder: Path) -> str | None:
-    """Read which command made a folder; None where neither a mark nor a checkpoint tells."""
+    """Read which command made a folder; None where neither its mark nor its contents tell."""
     try:
         made_by = json.loads((folder / MARKER).read_bytes())["made_by"]
     except (OSError, ValueError, KeyError, TypeError):  # a copy by `cp run/*` lacks hidden files
-        is_run = any(folder.glob("checkpoints/*-pictures-*/manifest.json"))
-        return "train" if is_run and (folder / "config.yaml").is_file() else None
+        return _made_by_contents(folder)
     return made_by if made_by in MADE else None
+
+
+def _made_by_contents(folder: Path) -> str | None:
+    """Recognise what no other program writes: checkpoints of a run, parts of samples."""
+    if any(folder.glob("checkpoints/*-pictures-*/manifest.json")):
+        return "train" if (folder / "config.yaml").is_file() else None
+    return "sample" if any(folder.glob("shard-*/.shard.json")) else None
 
 
 def file_obstacle(path: Path) -> str | None:
@@ -229,11 +235,8 @@ def folder_obstacle(path: Path) -> str | None:
     """Try to write in a folder, or where it would be made, and return why it failed, if so."""
     try:
         there = next(place for place in (path, *path.parents) if _is_there(place))
-        trial = there / f".tmp-{uuid.uuid4().hex[:8]}"
-        try:
-            trial.write_bytes(b"0")
-        finally:
-            trial.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=there) as trial:  # without a name: no kill can leave it
+            trial.write(b"0")
     except OSError as error:
         return _reason(path, error)
     return None

@@ -9,6 +9,7 @@ import pytest
 
 from tinydiffusion.cli import main
 from tinydiffusion.commands import _sample_folder, merge_samples
+from tinydiffusion.outputs import MARKER
 from tinydiffusion.pipeline import TextToImage
 
 FLAGS = ["a red circle", "a blue square", "a green star", "--num-images", "3", "--steps", "1"]
@@ -55,7 +56,7 @@ def test_1000_prompts_in_4_shards_are_the_files_of_one_process(sample, tmp_path,
     whole = sample(*flags, "--batch-size", "200", name="whole")
     for number in (3, 1, 4, 2):
         sample(*flags, "--shard", f"{number}/4", "--batch-size", str(60 + number))
-    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
+    assert [path.name for path in sorted((tmp_path / "out").glob("[!.]*"))] == [
         f"shard-{i}-of-4" for i in (1, 2, 3, 4)
     ]
     assert merge(tmp_path / "out") == 0
@@ -81,7 +82,7 @@ def test_1000_prompts_in_4_shards_are_the_files_of_one_process(sample, tmp_path,
 
 def test_a_shard_is_a_folder_of_samples(sample, shards):
     out = shards(4, 2) / "shard-2-of-4"
-    assert [path.name for path in sorted(out.iterdir())] == [
+    assert [path.name for path in sorted(out.iterdir()) if path.name != MARKER] == [
         ".shard.json", "00002.png", "00003.png", "metadata.jsonl"
     ]  # fmt: skip
     rows = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
@@ -97,7 +98,7 @@ def test_shards_of_several_machines_come_together_in_the_first_folder(sample, sh
     one, two = shards(3, 1, 3, name="one"), shards(3, 2, name="two")
     assert merge(one, two) == 0
     assert unchanged(one) == whole
-    assert list(two.iterdir()) == []
+    assert [path.name for path in two.iterdir()] == [MARKER]
 
 
 def test_more_shards_than_pictures(sample, shards, unchanged):
@@ -329,6 +330,8 @@ def test_unmerged_shards_are_not_evaluated(shards, mistake):
 
 def test_a_folder_that_cannot_be_written_is_one_line(sample, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    sample(name="file/out", code=3)
+    sample(name="file/out", code=2)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: cannot write in {tmp_path}/file/out: Not a directory")
+    assert line.startswith(
+        f"error: {tmp_path}/file/out cannot be written: {tmp_path}/file is a file"
+    )
