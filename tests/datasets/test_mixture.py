@@ -6,7 +6,7 @@ import pytest
 import torch
 from picture_toys import noise
 
-from tinydiffusion import protocols, registry
+from tinydiffusion import abilities, protocols, registry
 from tinydiffusion.config import from_dict
 from tinydiffusion.datasets.mixture import MixtureDataset
 from tinydiffusion.survey import survey
@@ -67,8 +67,9 @@ def test_a_repeated_picture_is_drawn_anew_and_a_place_is_always_the_same(two):
 
 def test_what_it_can_do_it_says(two):
     dataset = MixtureDataset(sets=[*two, {"name": "scenes", "num_scenes": 3}], size=16)
-    for ability in ("Dataset", "Augmented", "Captioned", "Selective", "Fingerprinted"):
-        assert isinstance(dataset, getattr(protocols, ability))
+    assert isinstance(dataset, protocols.Dataset)
+    for ability in ("Augmented", "Captioned", "Selective", "Fingerprinted"):
+        assert isinstance(dataset, getattr(abilities, ability))
     assert not isinstance(dataset, abilities.Streaming)
     captions, fingerprints = survey(dataset)
     assert "bb 1" in captions
