@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 from tinydiffusion import config as config_file
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.durable import replace_file
+from tinydiffusion.errors import SettingWarning
 from tinydiffusion.model_folder.finding import MODEL
 from tinydiffusion.model_folder.layout import INDEX
+from tinydiffusion.outputs import check_owner
 from tinydiffusion.protocols import TextEncoder
 from tinydiffusion.training.checkpoint import CHECKPOINTS, CheckpointFolder, difference
 
@@ -48,6 +51,17 @@ def check_run_folder(run_dir: Path, config: Config) -> None:
             f"{file} was not written by a run and would be replaced{told}; move it out of there, "
             f"or take another --run-dir. To train by it: --config {file} --run-dir another"
         )
+
+
+def check_run_owner(run_dir: Path, *, overwrite: bool) -> None:
+    """Raise ValueError where a folder is not a run's, see `outputs.held`.
+
+    A run with checkpoints goes on, so that there is nothing to overwrite: that is a warning.
+    """
+    check_owner(run_dir, "train", overwrite=overwrite)
+    if overwrite and has_checkpoints(run_dir):
+        told = "--overwrite has no effect: the run has checkpoints, and goes on"
+        warnings.warn(told, SettingWarning, stacklevel=2)
 
 
 def has_checkpoints(run_dir: Path) -> bool:

@@ -39,7 +39,7 @@ from tinydiffusion.commands.export import about_model
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.durable import naming_disk_errors
 from tinydiffusion.model_folder.finding import MODEL
-from tinydiffusion.outputs import check_owner, held
+from tinydiffusion.outputs import held
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.processes import Processes, joined, naming_lost_processes
 from tinydiffusion.protocols import Dataset, EncodingAhead
@@ -91,9 +91,7 @@ def train(
     with joined(config.training.device) as processes, naming_lost_processes():
         console.quiet = not processes.is_main
         if not dry_run:
-            processes.on_main(lambda: check_owner(run_dir, "train", overwrite=overwrite))
-        if overwrite and _run_folder.has_checkpoints(run_dir):
-            console.print("--overwrite has no effect: the run has checkpoints, and goes on")
+            processes.on_main(lambda: _run_folder.check_run_owner(run_dir, overwrite=overwrite))
         run = _Run(config, run_dir, processes)
         run.describe(notes)
         if dry_run:
