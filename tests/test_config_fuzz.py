@@ -115,12 +115,13 @@ def test_the_command_line_ends_in_one_line(values, flags, tmp_path, monkeypatch)
     def stop(_):
         raise ValueError("the settings are right")
 
-    monkeypatch.setattr(train_command, "build_dataset", stop)
+    monkeypatch.setattr(train_command, "build_training", stop)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8", errors="replace")
     errors = io.StringIO()
     arguments = [f"--{key}={value}" for key, value in flags]
     with contextlib.redirect_stderr(errors):
         assert main(["train", "--config", str(file), "--dry-run", *arguments]) == 2
-    (line,) = errors.getvalue().split("\n")[:-1]
+    *warned, line = errors.getvalue().split("\n")[:-1]
     assert line.startswith("error: ")
+    assert all(each.startswith("warning: ") for each in warned)
