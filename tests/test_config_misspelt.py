@@ -161,7 +161,7 @@ def line(tmp_path, monkeypatch):
         (line,) = errors.getvalue().splitlines()
         return line
 
-    monkeypatch.setattr(train_command, "build_dataset", lambda _: pytest.fail("read the data"))
+    monkeypatch.setattr(train_command, "build_training", lambda _: pytest.fail("read the data"))
     return line
 
 

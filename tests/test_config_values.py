@@ -47,6 +47,7 @@ SIMPLE: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: type(value) is str,
     "Path": lambda value: type(value) is str,
     "list[str]": is_list_of(lambda value: type(value) is str),
+    "list[dict[str, Any]]": is_list_of(lambda value: value in ({}, {"a": 1})),
     "list[int]": is_list_of(lambda value: type(value) is int and abs(value) < 2**63),
     "list[float, float]": lambda value: is_list_of(is_number)(value) and len(value) == 2,
     "dict[str, dict[str, Any]]": lambda value: value == {},
@@ -212,8 +213,9 @@ def test_a_senseless_value_ends_in_one_line_and_no_folder(key, values, tmp_path)
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):
             assert main(["train", "--config", str(file), "--run-dir", str(tmp_path / "run")]) == 2
-        (line,) = errors.getvalue().splitlines()
+        *warned, line = errors.getvalue().splitlines()
         assert line.startswith("error: ")
+        assert all(each.startswith("warning: ") for each in warned)
         assert len(line) < 600
         assert not (tmp_path / "run").exists()
 

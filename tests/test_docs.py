@@ -26,6 +26,7 @@ from tinydiffusion.diffusion import prediction, schedule, weighting
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.noise import picture_generators, randn
 from tinydiffusion.errors import RunError
+from tinydiffusion.survey import survey
 
 # Samplers of diffusers and numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -49,7 +49,7 @@ class MixtureDataset:
     def __init__(
         self,
         *,
-        sets: Sequence[Mapping[str, Any]],
+        sets: Sequence[dict[str, Any]],
         size: int | Sequence[int] | None = None,
         fit: str | None = None,
     ) -> None:
