@@ -27,10 +27,13 @@ def find_model(path: Path) -> Path:
         ModelFolderError: a run without a model, a checkpoint, or the sample grids of a run; says
             what to do.
     """
-    if (path / INDEX).is_file():
+    try:
+        if (path / INDEX).is_file():
+            return path
+        if not path.is_dir():
+            raise ModelFolderError(f"there is no folder {path}")
+    except OSError:  # such as too long a name: opening it says so
         return path
-    if not path.is_dir():
-        raise ModelFolderError(f"there is no folder {path}")
     if is_checkpoint(path):
         raise ModelFolderError(
             f"{path} is a checkpoint, not a model; make one of it: tinydiffusion export {path} "
