@@ -190,7 +190,8 @@ def test_what_is_no_file_is_refused_and_not_waited_for(copy, kind):
 @pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "no\nwhere"])
 def test_a_path_that_cannot_be_is_one_line(tmp_path, capsys, name):
     assert main(["sample", str(tmp_path / name), "a"]) == 2
-    assert INDEX in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert INDEX in line or "there is no folder" in line
 
 
 @pytest.mark.parametrize(

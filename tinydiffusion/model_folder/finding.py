@@ -31,7 +31,8 @@ def find_model(path: Path) -> Path:
         if (path / INDEX).is_file():
             return path
         if not path.is_dir():
-            raise ModelFolderError(f"there is no folder {path}")
+            name = str(path) if str(path).isprintable() else repr(str(path))
+            raise ModelFolderError(f"there is no folder {name}")
     except OSError:  # such as too long a name: opening it says so
         return path
     if is_checkpoint(path):
