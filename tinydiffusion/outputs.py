@@ -7,6 +7,7 @@ on or replaces them, another one asks for `--overwrite`, and what is not ours is
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -15,7 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinydiffusion.durable import make_folder, replace_file
+from tinydiffusion.durable import NO_SPACE, make_folder, replace_file
+from tinydiffusion.errors import DiskError
 from tinydiffusion.locks import FolderLock
 
 MARKER = ".tinydiffusion.json"
@@ -259,10 +261,13 @@ def _is_there(path: Path) -> bool:
 
 
 def _reason(path: Path, error: OSError) -> str:
+    """Say why a path cannot be written; raise DiskError where the disk is why."""
     shown = str(path) if len(str(path)) <= 120 else f"{str(path)[:80]}..."
     blocking = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
     if isinstance(error, NotADirectoryError | FileExistsError):
         return f"{shown} cannot be written: {blocking or path} is a file, not a folder"
+    if error.errno in {errno.EROFS, *NO_SPACE}:  # nobody's mistake
+        raise DiskError(f"{shown} cannot be written: {error.strerror}") from error
     return f"{shown} cannot be written: {error.strerror}"
 
 
