@@ -67,7 +67,7 @@ def test_the_scripts_end_in_what_one_process_leaves(cluster, unchanged):
 
     sample = ["sample", "runs/smoke/model", "--prompts", "prompts.jsonl", "--num-images", "4"]
     assert main([*sample, "--out", "whole"]) == 0
-    assert len(files := unchanged(cluster / "whole")) == 6 * 4 + 1
+    assert len(files := unchanged(cluster / "whole")) == 6 * 4 + 2
     assert unchanged(cluster / "samples") == files
     evaluate = [word for word in done[17] if word not in ("--shard", "1/16", "--state")]
     assert main([*evaluate[:-1], "--out", "whole.json"]) == 0
