@@ -44,7 +44,7 @@ class Candidates(NamedTuple):
 
     number: int
     right: Int[Tensor, "N"]  # how many of them belong to the picture's prompt
-    repeat: bool = False  # whether some are copies of each other, which come together
+    different: "Candidates | None" = None  # without copies, which come together
 
 
 def recall_rows(
@@ -82,7 +82,7 @@ def _recall(
     num_hits, n = int(hits.sum()), len(hits)
     value, interval = num_hits / n, wilson_interval(num_hits, n)
     assert interval is not None
-    chance = shuffled_mean(found, prompts) if candidates.repeat else chance_of(candidates, k)
+    chance = chance_of(candidates, k)
     low, high = shuffled_range(found, prompts)
     if low <= value <= high:
         interval = min(interval[0], chance), max(interval[1], chance)
@@ -109,20 +109,14 @@ def chance_of(candidates: Candidates, k: int) -> float:
     Of n candidates m are right; the k first hold none of them with the probability of the
     hypergeometric distribution, C(n - m, k) / C(n, k) (Feller 1968, volume 1, section II.6).
     """
+    if k > 1 and candidates.different is not None:  # k places hold so many different ones
+        k = max(1, round(k * candidates.different.number / candidates.number))
+        candidates = candidates.different
     n, wrong = candidates.number, (candidates.number - candidates.right).double()
     missed = torch.ones_like(wrong)
     for drawn in range(min(k, n)):
         missed *= (wrong - drawn).clamp(min=0) / (n - drawn)
     return 1 - missed.mean().item()
-
-
-def shuffled_mean(found: Found, prompts: Int[Tensor, "N"]) -> float:
-    """Compute the mean recall over all orders of the prompts, exactly.
-
-    Copies among the candidates come together, which no formula for single ones knows.
-    """
-    asked = prompts.bincount(minlength=int(torch.cat([found.prompt, prompts]).max()) + 1)
-    return asked[found.prompt].sum().item() / len(prompts) ** 2
 
 
 def shuffled_range(found: Found, prompts: Int[Tensor, "N"]) -> tuple[float, float]:

@@ -54,8 +54,9 @@ class Retrieval(RowsEvaluator):
         prompts = torch.tensor([number[text] for text in generated.text("prompt")])
         gallery = make_gallery(reference.tensor("features"), reference.text("prompt"), number)
         found = find(generated.tensor("features").double(), gallery)
-        repeat = len(gallery.features) < len(reference)
-        candidates = Candidates(len(reference), gallery.num_own()[prompts], repeat)
+        single = gallery._replace(copies=torch.ones_like(gallery.copies))
+        different = Candidates(len(gallery.features), single.num_own()[prompts])
+        candidates = Candidates(len(reference), gallery.num_own()[prompts], different)
         return recall_rows("retrieval", generated.ids(), prompts, found, candidates)
 
     def provenance(self) -> dict[str, Any]:
