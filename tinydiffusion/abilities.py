@@ -1,4 +1,4 @@
-"""What a data set may be able to do beside giving examples; `protocols.Dataset` is what it must.
+"""Optional abilities of a data set; `protocols.Dataset` is what every one must do.
 
 A data set that has these methods has the ability.
 """

@@ -1,4 +1,4 @@
-"""What Python callers pass to a pipeline, checked and brought into one form.
+"""Check what Python callers pass to a pipeline, and bring it into one form.
 
 Callers of diffusers pass one text or a list, None, numpy's numbers, one generator or several. What
 is of another kind is refused with a ValueError that says what is allowed.

@@ -1,4 +1,4 @@
-"""What a config file says for its own pictures, and a run on other ones must not inherit."""
+"""Drop what a config file says for its own pictures where a run has other ones."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -50,5 +50,5 @@ def load_noting(file: str | Path, overrides: Sequence[str]) -> tuple[Config, lis
 
 
 def _pictures_of(dataset: dict[str, Any]) -> dict[str, Any]:
-    """What of a `dataset` section decides which pictures and captions there are."""
+    """Take from a `dataset` section what decides which pictures and captions there are."""
     return {key: value for key, value in dataset.items() if key not in SAME_PICTURES}

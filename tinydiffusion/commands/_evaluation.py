@@ -1,4 +1,4 @@
-"""What is measured and what it is compared with, and the one report that is written of it."""
+"""Pair what is measured with what it is compared with, and write the one report of it."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the page of a report shows, taken from the report's JSON; the page itself is a template."""
+"""Take what the page of a report shows out of its JSON; the page itself is a template."""
 
 import json
 from collections.abc import Sequence
@@ -201,7 +201,7 @@ def _bar(row: Row) -> str:
 
 
 def provenance(found: Row) -> dict[str, dict[str, str]]:
-    """What decides the numbers in short, and everything that the report says as JSON text."""
+    """Sum up what decides the numbers, and give all that the report says as JSON text."""
     context = {key: value for key, value in found["context"].items() if key != "prompts"}
     whole = {
         "Everything that was measured, with what": context,
