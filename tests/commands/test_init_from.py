@@ -108,8 +108,22 @@ def test_a_model_that_does_not_fit_is_named(tiny, model, tmp_path, mistake, flag
 
 
 def test_a_folder_without_a_model_is_named(tiny, tmp_path, mistake):
-    flags = ["--run-dir", str(tmp_path / "run"), "--init_from", str(tmp_path / "none")]
-    assert "model_index.json is missing" in mistake("train", "--config", tiny, *flags)
+    (empty := tmp_path / "empty").mkdir()
+    for folder, what in (
+        (tmp_path / "none", "there is no folder"),
+        (empty, "model_index.json is missing"),
+    ):
+        line = mistake(
+            "train",
+            "--config",
+            tiny,
+            "--run-dir",
+            str(tmp_path / "run"),
+            "--init_from",
+            str(folder),
+        )
+        assert what in line
+        assert str(folder) in line
 
 
 def test_a_student_without_a_teacher_is_refused(tiny, tmp_path, mistake):
