@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tinydiffusion.evaluators._statistics import student_interval
+from tinydiffusion.metrics.statistics import student_interval
 
 BASE = "base"
 COUNTED = ("pictures_seen", "pictures_per_second")  # beside the metrics

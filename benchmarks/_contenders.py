@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from tinydiffusion import config as config_file
 from tinydiffusion import registry
-from tinydiffusion.commands._plan_calls import num_evaluations
-from tinydiffusion.commands._sources import evaluation_prompts
-from tinydiffusion.commands.train import _Run
 from tinydiffusion.config import Config
-from tinydiffusion.processes import ALONE
+from tinydiffusion.layers.precision import uses_bfloat16
+from tinydiffusion.planning.calls import num_evaluations
 from tinydiffusion.protocols import Batch
-from tinydiffusion.training.allocator import keep_freed_memory
-from tinydiffusion.training.precision import uses_bfloat16
+from tinydiffusion.run.train import _Run
+from tinydiffusion.runtime.allocator import keep_freed_memory
+from tinydiffusion.runtime.processes import ALONE
+from tinydiffusion.survey import evaluation_prompts
 
 ENDLESS = 10**12  # pictures: the time is what ends a run
 PROBED_STEPS = 3

@@ -8,7 +8,7 @@ from _measuring import in_turns, now, rounded, summary
 from _rivals import Inputs, Network, rival_of
 from torch import nn
 
-from tinydiffusion.training.allocator import keep_freed_memory
+from tinydiffusion.runtime.allocator import keep_freed_memory
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",

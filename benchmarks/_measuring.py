@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinydiffusion.models._winograd import FLOPS
-from tinydiffusion.training.precision import uses_bfloat16
+from tinydiffusion.layers.kernels.winograd import FLOPS
+from tinydiffusion.layers.precision import uses_bfloat16
 
 Name = TypeVar("Name")
 Value = TypeVar("Value")

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tinydiffusion.models.unet import UNet
+from tinydiffusion.networks.unet import UNet
 from tinydiffusion.protocols import TextStates
 
 

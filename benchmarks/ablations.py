@@ -24,8 +24,8 @@ from _variants import LADDERS, Variant
 
 from tinydiffusion import config as config_file
 from tinydiffusion.build import pick_device
-from tinydiffusion.commands._checks import check_config
 from tinydiffusion.config import Config
+from tinydiffusion.run.checks import check_config
 
 ROOT = Path(__file__).parent.parent
 TRAIN, CONTRASTIVE = ROOT / "train.py", ROOT / "benchmarks/_contrastive.py"

@@ -19,7 +19,7 @@ import torch
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from tinydiffusion import registry
-from tinydiffusion.evaluators._statistics import (
+from tinydiffusion.metrics.statistics import (
     Moments,
     frechet_distance,
     frechet_distance_of_features,

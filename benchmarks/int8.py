@@ -17,10 +17,10 @@ from _measuring import in_turns, machine, now, ratio, rounded
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from tinydiffusion.cpu import has_amx
-from tinydiffusion.diffusion.int8 import int8_convolutions, int8_obstacle, pays, silu_conv2d
-from tinydiffusion.models._winograd import Conv3x3
-from tinydiffusion.training.allocator import keep_freed_memory
+from tinydiffusion.layers.kernels.int8 import int8_convolutions, int8_obstacle, pays, silu_conv2d
+from tinydiffusion.layers.kernels.winograd import Conv3x3
+from tinydiffusion.runtime.allocator import keep_freed_memory
+from tinydiffusion.runtime.cpu import has_amx
 
 SHAPES = [
     (32, 416, 416, 16), (32, 256, 256, 16), (32, 192, 192, 16), (32, 192, 96, 16),

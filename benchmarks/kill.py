@@ -22,7 +22,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tinydiffusion.training.checkpoint import CheckpointError, CheckpointFolder, load_checkpoint
+from tinydiffusion.training.checkpoints.folder import (
+    CheckpointError,
+    CheckpointFolder,
+    load_checkpoint,
+)
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 NUM_PICTURES = 1200

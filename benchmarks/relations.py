@@ -21,16 +21,16 @@ from tinydiffusion import config as config_file
 from tinydiffusion.build import build_dataset, build_objective
 from tinydiffusion.config import Config
 from tinydiffusion.datasets.scenes import ScenesDataset
-from tinydiffusion.objectives._pixels import to_float
-from tinydiffusion.processes import ALONE
+from tinydiffusion.layers.precision import uses_bfloat16
+from tinydiffusion.pictures.units import to_float
+from tinydiffusion.runtime.allocator import keep_freed_memory
+from tinydiffusion.runtime.processes import ALONE
 from tinydiffusion.scenes.captions import captions
 from tinydiffusion.scenes.vocabulary import INVERSE
 from tinydiffusion.survey import survey
-from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.data_order import Batches
-from tinydiffusion.training.optimizer import Optimizer
-from tinydiffusion.training.parallel import Replicated
-from tinydiffusion.training.precision import uses_bfloat16
+from tinydiffusion.training.optimizers.optimizer import Optimizer
+from tinydiffusion.training.parallel.replicated import Replicated
 
 CPU = torch.device("cpu")
 KNOWN = 0.02

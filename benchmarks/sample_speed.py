@@ -33,13 +33,13 @@ from _measuring import (
 from _rivals import Inputs
 
 from tinydiffusion.build import build_evaluators, build_validation
-from tinydiffusion.commands._evaluation import evaluate_pipeline
-from tinydiffusion.commands._plan_calls import num_evaluations
-from tinydiffusion.commands._sources import evaluation_prompts
 from tinydiffusion.config import SamplingConfig
+from tinydiffusion.evaluation.target import evaluate_pipeline
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.planning.calls import num_evaluations
 from tinydiffusion.protocols import Dataset
-from tinydiffusion.training.allocator import keep_freed_memory
+from tinydiffusion.runtime.allocator import keep_freed_memory
+from tinydiffusion.survey import evaluation_prompts
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = "ddpm:1000"

@@ -23,10 +23,10 @@ from tinydiffusion import config as config_file
 from tinydiffusion.build import build_dataset, build_learner, build_objective
 from tinydiffusion.config import Config
 from tinydiffusion.protocols import Batch
+from tinydiffusion.runtime.allocator import keep_freed_memory
+from tinydiffusion.runtime.live_bytes import LiveBytes
 from tinydiffusion.survey import survey
-from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.data_order import Batches
-from tinydiffusion.training.live_bytes import LiveBytes
 
 QUICKSTART = config_file.load(Path(__file__).parent.parent / "configs/quickstart.yaml")
 CHANNELS = tuple(QUICKSTART.network["channels"])

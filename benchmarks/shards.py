@@ -23,10 +23,10 @@ import torch
 
 from tinydiffusion import config as config_file
 from tinydiffusion.build import build_dataset, build_objective
-from tinydiffusion.commands.pack import pack
+from tinydiffusion.packing.pack import pack
 from tinydiffusion.protocols import Batch
+from tinydiffusion.runtime.allocator import keep_freed_memory
 from tinydiffusion.survey import survey
-from tinydiffusion.training.allocator import keep_freed_memory
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.learner import Learner
 

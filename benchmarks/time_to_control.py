@@ -23,7 +23,7 @@ from _measuring import machine
 
 from tinydiffusion import config as config_file
 from tinydiffusion.build import pick_device
-from tinydiffusion.commands._svg import LEFT, TOP, Line, chart
+from tinydiffusion.evaluation.report.charts import LEFT, TOP, Line, chart
 
 ROOT = Path(__file__).parent.parent
 CALLED = {"ours": "tinydiffusion", "baseline": "diffusers"}

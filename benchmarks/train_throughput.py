@@ -24,7 +24,7 @@ from _rivals import (
     replace_attention,
 )
 
-from tinydiffusion.training.allocator import keep_freed_memory
+from tinydiffusion.runtime.allocator import keep_freed_memory
 
 
 class Scale(NamedTuple):

@@ -17,8 +17,8 @@ from _measuring import in_turns, machine, now, ratio, rounded
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from tinydiffusion.models._winograd import pays, winograd_conv2d
-from tinydiffusion.training.allocator import keep_freed_memory
+from tinydiffusion.layers.kernels.winograd import pays, winograd_conv2d
+from tinydiffusion.runtime.allocator import keep_freed_memory
 
 SHAPES = [
     (32, 416, 416, 16), (32, 832, 416, 16), (32, 320, 320, 16), (32, 256, 256, 16),

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tinydiffusion.cli import main
-from tinydiffusion.commands import sanity as ladder
+from tinydiffusion.cli.main import main
+from tinydiffusion.run import sanity as ladder
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tinydiffusion import __version__, cli, registry
-from tinydiffusion.cli import COMMANDS, main
-from tinydiffusion.errors import DiskFullError, NonFiniteError
+from tinydiffusion import __version__, registry
+from tinydiffusion.cli.main import COMMANDS, main
+from tinydiffusion.runtime.errors import DiskFullError, NonFiniteError
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,7 +68,7 @@ def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     shown = capsys.readouterr().out
-    assert COMMANDS[command][0] in shown
+    assert COMMANDS[command].HELP in shown
 
 
 def test_help_of_train_lists_the_keys_and_of_the_others_the_plugins(capsys):
@@ -102,7 +102,7 @@ def test_a_mistake_at_a_door_is_one_line_and_exit_code_2():
 
 
 def test_the_module_is_a_door_too():
-    result = run("-m", "tinydiffusion.cli", "plugins", "sampler")
+    result = run("-m", "tinydiffusion.cli.main", "plugins", "sampler")
     assert result.returncode == 0
     assert result.stdout.split()[:3] == ["sampler", "ddim", "built-in"]
 
@@ -183,8 +183,7 @@ def failing(monkeypatch, error) -> list[str]:
     def fail(parser, arguments):
         raise error
 
-    help_line, add_arguments, _ = COMMANDS["plugins"]
-    monkeypatch.setitem(cli.COMMANDS, "plugins", (help_line, add_arguments, fail))
+    monkeypatch.setattr(COMMANDS["plugins"], "run", fail)
     return ["plugins"]
 
 

@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from tinydiffusion import config, durable, strict_yaml
+from tinydiffusion import config
 from tinydiffusion.config import Config, ConfigError, DiffusionConfig, load, save
+from tinydiffusion.runtime import durable, strict_yaml
 
 
 def complaint(call) -> str:

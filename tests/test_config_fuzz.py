@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tinydiffusion import registry
-from tinydiffusion.cli import main
-from tinydiffusion.commands import train as train_command
-from tinydiffusion.commands._checks import check_config
+from tinydiffusion.cli.main import main
 from tinydiffusion.config import KEYS, Config, ConfigError, from_dict, load, save, to_dict
+from tinydiffusion.run import train as train_command
+from tinydiffusion.run.checks import check_config
 
 FUZZ = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from tinydiffusion import build, registry
-from tinydiffusion.cli import main
-from tinydiffusion.commands import train as train_command
+from tinydiffusion.cli.main import main
 from tinydiffusion.config import KEYS, PLUGIN_SECTIONS, ConfigError, from_dict, load
+from tinydiffusion.run import train as train_command
 
 NEEDED = {"folder": {"path": "x"}, "huggingface": {"path": "x"}, "tar": {"path": "x"}}
 """Options without a default, so that the misspelt one is the only mistake."""

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tinydiffusion import build, registry
-from tinydiffusion.cli import main
+from tinydiffusion.cli.main import main
 from tinydiffusion.config import PLUGIN_SECTIONS, Config, ConfigError, from_dict, load
 from tinydiffusion.registry import type_name
 

@@ -14,18 +14,19 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser
 
-from tinydiffusion import cli, protocols, registry
-from tinydiffusion.commands import sanity
-from tinydiffusion.commands._identity import MAY_CHANGE
-from tinydiffusion.commands._sample_folder import save_samples
-from tinydiffusion.commands.train import EXIT_CODES
-from tinydiffusion.datasets._caption_files import SIDECARS
-from tinydiffusion.datasets._metadata import METADATA_NAMES
+from tinydiffusion import protocols, registry
+from tinydiffusion.cli import main
 from tinydiffusion.datasets.scenes import ScenesDataset
 from tinydiffusion.diffusion import prediction, schedule, weighting
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.noise import picture_generators, randn
-from tinydiffusion.errors import RunError
+from tinydiffusion.pictures.caption_files import SIDECARS
+from tinydiffusion.pictures.metadata import METADATA_NAMES
+from tinydiffusion.run import sanity
+from tinydiffusion.run.identity import MAY_CHANGE
+from tinydiffusion.run.train import EXIT_CODES
+from tinydiffusion.runtime.errors import RunError
+from tinydiffusion.sampling.folder import save_samples
 from tinydiffusion.survey import survey
 
 # Samplers of diffusers and numpy 2.
@@ -123,7 +124,7 @@ def run_command(words: list[str]) -> None:
     if command == "train" and any("distill" in word for word in words):
         smaller = [*smaller, "--objective.num_inference_steps=2", "--objective.teacher_steps=2"]
     allowed = (0, 1) if command == "sanity" else (0,)  # it has learned nothing here
-    assert cli.main([command, *arguments, *SHORTER.get(command, []), *smaller]) in allowed, words
+    assert main.main([command, *arguments, *SHORTER.get(command, []), *smaller]) in allowed, words
 
 
 def run_block(block: Block, folder: Path) -> None:
@@ -214,8 +215,8 @@ def test_exit_codes_are_those_of_the_code():
     table = page_text("model-folder").partition("## Exit codes")[2]
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
     ends = {error.exit_code for error in RunError.__subclasses__()}
-    assert listed == {1, cli.USER_MISTAKE, *ends, *EXIT_CODES.values()}
-    assert cli.main(["train", "--config", "nowhere.yaml"]) == cli.USER_MISTAKE
+    assert listed == {1, main.USER_MISTAKE, *ends, *EXIT_CODES.values()}
+    assert main.main(["train", "--config", "nowhere.yaml"]) == main.USER_MISTAKE
 
 
 # ---- the examples of plugins.md keep their contracts -----------------------------------------
@@ -331,5 +332,5 @@ def test_entry_points_give_the_names_that_the_page_says(newcomer, capsys):
     importlib.invalidate_caches()
     assert registry.load("sampler", "midpoint").__name__ == "sample_midpoint"
     assert registry.create("evaluator", "brightness").needs == ("generated",)
-    assert cli.main(["plugins", "sampler"]) == 0
+    assert main.main(["plugins", "sampler"]) == 0
     assert re.search(r"midpoint +my_sampler:sample_midpoint", capsys.readouterr().out)

@@ -5,10 +5,10 @@ import zipfile
 import pyarrow
 import pytest
 
-from tinydiffusion import hub
 from tinydiffusion.datasets.huggingface import HuggingFaceDataset
 from tinydiffusion.datasets.huggingface_stream import HuggingFaceStreamDataset
 from tinydiffusion.feature_extractors.open_clip import OpenCLIP
+from tinydiffusion.runtime import hub
 from tinydiffusion.text_encoders.open_clip import OpenClipTextEncoder
 
 datasets = pytest.importorskip("datasets")

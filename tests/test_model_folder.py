@@ -9,12 +9,12 @@ import torch
 from model_toys import contents, random_model
 from safetensors.torch import load_file
 
-from tinydiffusion import durable
-from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.model_folder import saving
 from tinydiffusion.model_folder.layout import CHECKSUMS, INDEX, WEIGHTS
 from tinydiffusion.model_folder.opening import ModelFolderError
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.runtime import durable
+from tinydiffusion.runtime.errors import NonFiniteError
 
 FILES = [
     INDEX, "network/config.json", f"network/{WEIGHTS}",

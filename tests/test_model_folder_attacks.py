@@ -12,7 +12,7 @@ import torch
 from model_toys import assert_found, contents, edit_json, random_model, read_weights, refusal, seal
 
 import tinydiffusion
-from tinydiffusion.cli import main
+from tinydiffusion.cli.main import main
 from tinydiffusion.model_folder.layout import INDEX, WEIGHTS
 from tinydiffusion.model_folder.opening import ModelFolderError
 from tinydiffusion.pipeline import TextToImage
@@ -122,7 +122,7 @@ def test_no_command_imports_from_the_folder(evil, command, where):
         seal(evil)
     rest = ["a red circle"] if command == "sample" else ["--metrics", "pixel_fd"]
     ended = subprocess.run(
-        [sys.executable, "-m", "tinydiffusion.cli", command, ".", *rest],
+        [sys.executable, "-m", "tinydiffusion.cli.main", command, ".", *rest],
         cwd=evil, env={**os.environ, "PYTHONPATH": f".:{ROOT}"}, capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 2
@@ -140,7 +140,7 @@ def test_trusted_or_not_only_modules_are_called(copy, victim, component):
 
 
 def test_trusted_code_is_imported(copy, tmp_path, monkeypatch):
-    (tmp_path / "my_net.py").write_text("from tinydiffusion.models.unet import UNet as Net\n")
+    (tmp_path / "my_net.py").write_text("from tinydiffusion.networks.unet import UNet as Net\n")
     monkeypatch.syspath_prepend(tmp_path)
     edit_json(copy / "network/config.json", name="my_net:Net")
     seal(copy)

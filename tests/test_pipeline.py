@@ -12,9 +12,9 @@ from model_toys import STEPS, random_model
 import tinydiffusion
 from tinydiffusion import registry
 from tinydiffusion.config import SamplingConfig
-from tinydiffusion.diffusion.int8 import int8_obstacle
-from tinydiffusion.errors import NonFiniteError
+from tinydiffusion.layers.kernels.int8 import int8_obstacle
 from tinydiffusion.pipeline import MAX_PROMPT, TextToImage
+from tinydiffusion.runtime.errors import NonFiniteError
 
 # Samplers of diffusers and numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -297,7 +297,7 @@ def test_drawing_imports_no_diffusers_no_compiler_and_no_sharding(folder):
     """Each of which would take up to a second of the time until the first picture."""
     program = (
         "import sys\n"
-        "import tinydiffusion.commands.sample\n"
+        "import tinydiffusion.sampling.sample\n"
         "from tinydiffusion.pipeline import TextToImage\n"
         "TextToImage.from_pretrained(sys.argv[1], device='cpu').generate(['a red circle'])\n"
         "heavy = {'diffusers', 'torch._dynamo', 'torch.distributed.fsdp'} & set(sys.modules)\n"

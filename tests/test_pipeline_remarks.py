@@ -10,10 +10,10 @@ from model_toys import STEPS, random_model
 
 from tinydiffusion.build import prescribed_sampling
 from tinydiffusion.config import SamplingConfig
-from tinydiffusion.errors import SettingWarning
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.runtime.errors import SettingWarning
 from tinydiffusion.survey import learn_words
-from tinydiffusion.text_encoders import _words
+from tinydiffusion.text import words
 from tinydiffusion.text_encoders.clip import ClipTextEncoder
 
 STUDENT = {
@@ -82,7 +82,7 @@ def test_known_words_survive_the_model_folder(model, tmp_path):
 
 
 def test_words_are_limited_to_what_a_folder_holds(monkeypatch):
-    monkeypatch.setattr(_words, "MAX_BYTES", 10)
+    monkeypatch.setattr(words, "MAX_BYTES", 10)
     encoder = ClipTextEncoder.from_captions(["red blue"], width=8, layers=1, heads=1)
     assert encoder.words == {"red", "blue"}
     encoder.learn_words(["green"], are_all=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tinydiffusion.cli_arguments import UsageError
-from tinydiffusion.prompts_file import read_prompts_file
+from tinydiffusion.runtime.errors import UsageError
+from tinydiffusion.sampling.prompts import read_prompts_file
 
 PROMPTS = ["a red disc", "a blue disc, left of a star"]
 OBJECTS = [{"prompt": text, "seed": 3} for text in PROMPTS]
@@ -73,8 +73,8 @@ def test_pipes_are_read_as_what_they_are(suffix, content):
 @pytest.mark.parametrize("name", ["-", "/dev/stdin"])
 def test_standard_input_is_read(name):
     program = (
-        "from pathlib import Path; from tinydiffusion import prompts_file;"
-        f"print(prompts_file.read_prompts_file(Path({name!r})).texts)"
+        "from pathlib import Path; from tinydiffusion.sampling.prompts import read_prompts_file;"
+        f"print(read_prompts_file(Path({name!r})).texts)"
     )
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, input=LINES, capture_output=True, text=True, check=True)

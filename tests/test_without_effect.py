@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from tinydiffusion import config
-from tinydiffusion.cli import parsers
-from tinydiffusion.cli_arguments import UsageError, check_flags
+from tinydiffusion.cli.arguments import check_flags
+from tinydiffusion.cli.main import parsers
 from tinydiffusion.config import SamplingConfig
-from tinydiffusion.errors import SettingWarning
+from tinydiffusion.runtime.errors import SettingWarning, UsageError
 from tinydiffusion.without_effect import (
     CONFIG,
     EVALUATE,

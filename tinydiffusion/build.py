@@ -13,14 +13,14 @@ from tinydiffusion.abilities import Divisible, Streaming
 from tinydiffusion.config import KEYS, PLUGIN_SECTIONS, Config, ConfigError, plugin, unknown_key
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import Schedule, make_schedule
-from tinydiffusion.processes import ALONE, Processes
 from tinydiffusion.protocols import (
     Dataset,
     Evaluator,
     PrescribesSampling,
     TextEncoder,
 )
-from tinydiffusion.training.compilation import Decision, compile_obstacle, decide
+from tinydiffusion.runtime.compilation import Decision, compile_obstacle, decide
+from tinydiffusion.runtime.processes import ALONE, Processes
 from tinydiffusion.training.learner import Learner
 
 OURS = {

@@ -16,9 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from tinydiffusion import registry, strict_yaml
-from tinydiffusion.durable import replace_file
+from tinydiffusion import registry
 from tinydiffusion.registry import shown, type_name
+from tinydiffusion.runtime import strict_yaml
+from tinydiffusion.runtime.durable import replace_file
 
 
 class ConfigError(ValueError):

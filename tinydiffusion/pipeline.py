@@ -22,16 +22,16 @@ from tinydiffusion.config import Config, SamplingConfig
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.fixed_rows import FixedRows
 from tinydiffusion.diffusion.guidance import check_guidance_interval, is_guided
-from tinydiffusion.diffusion.int8 import int8_convolutions
 from tinydiffusion.diffusion.noise import randn
-from tinydiffusion.errors import NonFiniteError
+from tinydiffusion.layers.kernels.int8 import int8_convolutions
+from tinydiffusion.layers.precision import Precision, uses_bfloat16, uses_int8
 from tinydiffusion.model_folder.finding import find_model
 from tinydiffusion.model_folder.layout import INDEX, Model
 from tinydiffusion.model_folder.opening import open_model, reading
 from tinydiffusion.model_folder.saving import save_model
 from tinydiffusion.pipeline_remarks import Remarks
 from tinydiffusion.protocols import Denoise, Generators, TextEncoder, TextStates
-from tinydiffusion.training.precision import Precision, uses_bfloat16, uses_int8
+from tinydiffusion.runtime.errors import NonFiniteError
 from tinydiffusion.without_effect import Guidance
 
 MAX_PROMPT = 10_000
@@ -48,7 +48,7 @@ class TextToImage:
         text_encoder: See `protocols.TextEncoder`; likewise.
         config: The run that made them; its `sampling` section holds the defaults of `generate`.
         image_shape: (C, H, W) of the pictures.
-        precision: Of the arithmetic, see `training/precision.py`.
+        precision: Of the arithmetic, see `layers/precision.py`.
 
     Raises:
         ValueError: precision "int8" on a device without.

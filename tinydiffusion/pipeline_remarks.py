@@ -6,10 +6,10 @@ from typing import Any
 
 from tinydiffusion.build import prescribed_sampling
 from tinydiffusion.config import Config, SamplingConfig
-from tinydiffusion.datasets._captions import shown as printable
-from tinydiffusion.errors import SettingWarning
+from tinydiffusion.pictures.captions import shown as printable
 from tinydiffusion.protocols import KnowsWords, TextEncoder
 from tinydiffusion.registry import nearest, shown
+from tinydiffusion.runtime.errors import SettingWarning
 from tinydiffusion.without_effect import SAMPLING, Guidance, idle
 
 MAX_SEARCHED = 5000  # known words among which a near one is looked for, which takes its time

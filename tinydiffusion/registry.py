@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 KINDS = {
     "dataset": "datasets",
     "text_encoder": "text_encoders",
-    "network": "models",
+    "network": "networks",
     "sampler": "samplers",
     "objective": "objectives",
     "evaluator": "evaluators",

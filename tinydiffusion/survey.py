@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from tinydiffusion.abilities import Captioned, Fingerprinted, Streaming
-from tinydiffusion.datasets._brightness import Brightness
+from tinydiffusion.pictures.brightness import Brightness
 from tinydiffusion.protocols import Dataset, Example, KnowsWords, TextEncoder
 
 SURVEYED = 10_000
@@ -105,3 +105,11 @@ def learn_words(text_encoder: TextEncoder, dataset: Dataset, captions: Sequence[
         text_encoder.learn_words(dataset.captions(), are_all=True)
     else:
         text_encoder.learn_words(captions, are_all=len(dataset) <= SURVEYED)
+
+
+def evaluation_prompts(dataset: Dataset, num_images: int) -> list[str]:
+    """The first caption of examples spread over the set; of all in turn where there are too few."""
+    count = len(dataset)
+    places = spread(count, num_images)
+    places = [places[i % len(places)] for i in range(num_images)]
+    return [captions_of(dataset[place])[0] for place in places]

@@ -139,7 +139,7 @@ FLAGS: dict[str, tuple[Rule, ...]] = {
 class Evaluated(NamedTuple):
     """What `evaluate` was asked for, and what of."""
 
-    request: Any  # see commands/_targets.py
+    request: Any  # see evaluation/request.py
     is_model: bool
     needs: frozenset[str]  # sources that the metrics look at
 

@@ -21,8 +21,8 @@ from _variants import LADDERS, Variant  # noqa: E402
 
 from tinydiffusion import config as config_file  # noqa: E402
 from tinydiffusion.build import build_dataset, build_objective  # noqa: E402
-from tinydiffusion.commands._checks import check_config  # noqa: E402
 from tinydiffusion.model_folder.opening import open_model  # noqa: E402
+from tinydiffusion.run.checks import check_config  # noqa: E402
 from tinydiffusion.survey import survey  # noqa: E402
 from tinydiffusion.training.data_order import Batches  # noqa: E402
 from tinydiffusion.training.learner import Learner  # noqa: E402

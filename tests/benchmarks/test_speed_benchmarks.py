@@ -12,7 +12,7 @@ import torch
 
 from tinydiffusion import config as config_file
 from tinydiffusion.build import build_dataset, build_objective
-from tinydiffusion.diffusion.int8 import int8_obstacle
+from tinydiffusion.layers.kernels.int8 import int8_obstacle
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.survey import survey
 

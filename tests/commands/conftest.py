@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from tinydiffusion.build import build_objective
-from tinydiffusion.cli import main
+from tinydiffusion.cli.main import main
 from tinydiffusion.config import Config, SamplingConfig
 from tinydiffusion.pipeline import TextToImage
 

@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from tinydiffusion.cli import main
+from tinydiffusion.cli.main import main
 from tinydiffusion.datasets.shards import ShardsDataset
 
 SIZE = ("--size", "8")

@@ -60,11 +60,13 @@ def run_together(count: int, commands: list[list[str]], folder: Path) -> list[li
 
 def _run(folder: Path) -> None:
     """One process: join once, then do every command."""
-    from tinydiffusion import cli
-    from tinydiffusion.commands import evaluate, sample, train
-    from tinydiffusion.processes import joined
+    from tinydiffusion.cli import main
+    from tinydiffusion.evaluation import evaluate
+    from tinydiffusion.run import train
+    from tinydiffusion.runtime.processes import joined
+    from tinydiffusion.sampling import sample
 
-    cli.GRACE = 0
+    main.GRACE = 0
     with joined("cpu") as processes:
         for command in (evaluate, sample, train):
             command.joined = lambda device: contextlib.nullcontext(processes)
@@ -72,7 +74,7 @@ def _run(folder: Path) -> None:
         for words in json.loads((folder / "commands.json").read_text()):
             out, err = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                code = cli.main([word.replace("RANK", str(processes.rank)) for word in words])
+                code = main.main([word.replace("RANK", str(processes.rank)) for word in words])
             said.append(Said(code, out.getvalue(), err.getvalue()))
             processes.wait()
         (folder / f"said-{processes.rank}.json").write_text(json.dumps(said))

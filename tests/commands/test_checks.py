@@ -5,10 +5,10 @@ import torch
 from PIL import Image
 
 from tinydiffusion.build import build_dataset, build_evaluators, build_objective
-from tinydiffusion.cli import main
-from tinydiffusion.commands import train as train_command
-from tinydiffusion.commands._checks import BOUNDS, check_config, check_fits
+from tinydiffusion.cli.main import main
 from tinydiffusion.config import Config, SamplingConfig, TrainingConfig, from_dict
+from tinydiffusion.run import train as train_command
+from tinydiffusion.run.checks import BOUNDS, check_config, check_fits
 
 CPU = torch.device("cpu")
 TINY = {

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tinydiffusion.cli import main
-from tinydiffusion.commands import compare as command
-from tinydiffusion.commands._rows import SCHEMA
-from tinydiffusion.commands._sources import DatasetPictures
-from tinydiffusion.commands.compare import bootstrap_means, compare_reports
+from tinydiffusion.cli.main import main
+from tinydiffusion.evaluation import compare as command
+from tinydiffusion.evaluation.compare import bootstrap_means, compare_reports
+from tinydiffusion.evaluation.rows import SCHEMA
+from tinydiffusion.evaluation.sources import DatasetPictures
 
 N = 200
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tinydiffusion import build
-from tinydiffusion.cli import main
-from tinydiffusion.training import compilation
+from tinydiffusion.cli.main import main
+from tinydiffusion.runtime import compilation
 
 ALWAYS = ("--training.compile", "always")
 

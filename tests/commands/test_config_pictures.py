@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tinydiffusion.commands._config_pictures import SAME_PICTURES, load_noting
+from tinydiffusion.run.config_pictures import SAME_PICTURES, load_noting
 
 EMOJI = """
 dataset: {name: folder, path: emoji, size: 64, flip: true}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tinydiffusion.cli import main
+from tinydiffusion.cli.main import main
 from tinydiffusion.datasets.folder import FolderDataset
 
 

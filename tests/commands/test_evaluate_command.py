@@ -9,11 +9,12 @@ import torch
 
 from tinydiffusion import registry
 from tinydiffusion.build import build_dataset
-from tinydiffusion.cli import main
-from tinydiffusion.commands._measuring import Measurement, measure
-from tinydiffusion.commands._sample_folder import save_samples
-from tinydiffusion.commands._sources import DatasetPictures, eval_batch, evaluation_prompts
+from tinydiffusion.cli.main import main
+from tinydiffusion.evaluation.measurement import Measurement, measure
+from tinydiffusion.evaluation.sources import DatasetPictures, eval_batch
 from tinydiffusion.protocols import SOURCES, Score
+from tinydiffusion.sampling.folder import save_samples
+from tinydiffusion.survey import evaluation_prompts
 
 ROW = {
     "name", "value", "n", "ci95", "higher_is_better", "details", "warnings", "evaluator",

@@ -14,14 +14,14 @@ import torch
 import tinydiffusion
 from tinydiffusion import registry
 from tinydiffusion.build import build_dataset
-from tinydiffusion.cli import main
-from tinydiffusion.commands._measuring import Measurement, measure
-from tinydiffusion.commands._rows import print_table, report_row, write_report
-from tinydiffusion.commands._sample_folder import save_samples
-from tinydiffusion.commands._sources import DatasetPictures, eval_batch
+from tinydiffusion.cli.main import main
+from tinydiffusion.evaluation.measurement import Measurement, measure
+from tinydiffusion.evaluation.rows import print_table, report_row, write_report
+from tinydiffusion.evaluation.sources import DatasetPictures, eval_batch
 from tinydiffusion.model_folder.layout import INDEX
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Score
+from tinydiffusion.sampling.folder import save_samples
 
 ROOT = Path(tinydiffusion.__file__).parents[1]
 FLAGS = ["--metrics", "pixel_fd", "--num-images", "6", "--steps", "1"]
@@ -217,7 +217,7 @@ def test_an_evaluator_that_hangs_ends_the_command_and_says_where(scenes, tmp_pat
     (tmp_path / "my_sleeper.py").write_text(HANGING)
     flags = ["--metrics", "my_sleeper:Sleeper", "--hang-minutes", "0.01"]
     ended = subprocess.run(
-        [sys.executable, "-m", "tinydiffusion.cli", "evaluate", scenes, *flags],
+        [sys.executable, "-m", "tinydiffusion.cli.main", "evaluate", scenes, *flags],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{ROOT}:."}, timeout=100,
         capture_output=True, text=True,
     )  # fmt: skip
@@ -254,7 +254,7 @@ def test_a_report_is_never_half_there(tmp_path, monkeypatch):
         path.write_bytes(data[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tinydiffusion.durable.write_synced", full)
+    monkeypatch.setattr("tinydiffusion.runtime.durable.write_synced", full)
     with pytest.raises(OSError, match="No space"):
         write_report(file, [], {"run": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tinydiffusion import registry
-from tinydiffusion.cli import main
+from tinydiffusion.cli.main import main
 
 PIXELS = ["--metrics", "pixel_fd", "--pixel_fd.size", "2"]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from tinydiffusion.cli import main
-from tinydiffusion.commands._grid import save_grid
+from tinydiffusion.cli.main import main
 from tinydiffusion.model_folder.opening import open_model
 from tinydiffusion.model_folder.saving import save_model
+from tinydiffusion.pictures.grid import save_grid
 from tinydiffusion.survey import spread
 
 PIXELS = ["--metrics", "pixel_fd", "--pixel_fd.size", "2"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinydiffusion.cli import main
+from tinydiffusion.cli.main import main
 
 FLAGS = ["--metrics", "pixel_fd", "kid", "--kid.extractor", "{name: pixels, size: 4}",
          "--pixel_fd.size", "2", "--batch-size", "4"]  # fmt: skip
@@ -19,7 +19,7 @@ FRAGILE = """
 import os, signal
 from pathlib import Path
 import torch
-from tinydiffusion.evaluators._table import RowsEvaluator
+from tinydiffusion.metrics.table import RowsEvaluator
 from tinydiffusion.protocols import Score
 
 class Fragile(RowsEvaluator):
@@ -49,7 +49,7 @@ class Fragile(RowsEvaluator):
 
 def tinydiffusion(*arguments) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tinydiffusion.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "tinydiffusion.cli.main", *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 

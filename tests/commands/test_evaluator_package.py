@@ -35,7 +35,7 @@ def site(tmp_path_factory) -> Path:
 def run(site: Path, *arguments) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(site), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "tinydiffusion.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "tinydiffusion.cli.main", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 

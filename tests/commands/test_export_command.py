@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tinydiffusion.cli import main
+from tinydiffusion.cli.main import main
 from tinydiffusion.pipeline import TextToImage
-from tinydiffusion.training import checkpoint as checkpoints
+from tinydiffusion.training.checkpoints import folder as checkpoints
 
 FIRST, LAST = "checkpoints/000001-pictures-32", "checkpoints/000002-pictures-64"
 SHORT = ["--training.num_pictures", "8", "--evaluation.metrics", "[]"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tinydiffusion.commands import _labels
-from tinydiffusion.commands._fonts import LINE_HEIGHT
-from tinydiffusion.commands._grid import GAP, PROMPT_LINES, grid_columns, list_file, save_grid
-from tinydiffusion.commands._pictures import to_pil
-from tinydiffusion.commands._plan_disk import grid_bytes
+from tinydiffusion.pictures import labels
+from tinydiffusion.pictures.fonts import LINE_HEIGHT
+from tinydiffusion.pictures.grid import GAP, PROMPT_LINES, grid_columns, list_file, save_grid
+from tinydiffusion.pictures.png import to_pil
+from tinydiffusion.planning.disk import grid_bytes
 
 
 def noise(num: int, height: int = 32, width: int = 32, channels: int = 3) -> torch.Tensor:
@@ -38,9 +38,9 @@ def draw(tmp_path):
 @pytest.fixture
 def only_ascii(monkeypatch):
     """A machine without a font for anything beyond ASCII."""
-    known = _labels.face_for
-    monkeypatch.setattr(_labels, "face_for", lambda c: known(c) if c.isascii() else None)
-    _labels.wrap.cache_clear()
+    known = labels.face_for
+    monkeypatch.setattr(labels, "face_for", lambda c: known(c) if c.isascii() else None)
+    labels.wrap.cache_clear()
 
 
 # ---- pictures --------------------------------------------------------------------------------

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from tinydiffusion.build import build_dataset
-from tinydiffusion.commands._hooks import SampleGrid, ValidationLoss, grid_prompts
-from tinydiffusion.commands._sources import evaluation_prompts
 from tinydiffusion.config import SamplingConfig
-from tinydiffusion.errors import NonFiniteError
+from tinydiffusion.evaluation.validation_loss import ValidationLoss
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.runtime.errors import NonFiniteError
+from tinydiffusion.sampling.grids import SampleGrid, grid_prompts
+from tinydiffusion.survey import evaluation_prompts
 
 
 class Drawing(torch.nn.Module):

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tinydiffusion import config as config_file
-from tinydiffusion.cli import main
-from tinydiffusion.commands.train import _Run
+from tinydiffusion.cli.main import main
 from tinydiffusion.pipeline import TextToImage
-from tinydiffusion.processes import ALONE
+from tinydiffusion.run.train import _Run
+from tinydiffusion.runtime.processes import ALONE
 
 STUDENT = [
     "--objective.name", "distillation", "--objective.num_inference_steps", "2",

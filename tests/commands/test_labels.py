@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tinydiffusion.commands import _fonts
-from tinydiffusion.commands._bidi import directions, is_rtl, visual_order
-from tinydiffusion.commands._fonts import BUNDLED, INVISIBLE, LINE_HEIGHT, Face, face_for
-from tinydiffusion.commands._labels import _runs, _width, can_draw, clean, clusters, wrap
+from tinydiffusion.pictures import fonts as pictures_fonts
+from tinydiffusion.pictures.bidi import directions, is_rtl, visual_order
+from tinydiffusion.pictures.fonts import BUNDLED, INVISIBLE, LINE_HEIGHT, Face, face_for
+from tinydiffusion.pictures.labels import _runs, _width, can_draw, clean, clusters, wrap
 
 SCRIPTS = {
     "latin": "Größe, ñandú, čeština, Tiếng Việt, ŵ ǿ",
@@ -60,7 +60,7 @@ def boxes(text: str) -> list[str]:
 @pytest.fixture
 def forgetting():
     """Forgets which font draws what, before and after."""
-    caches = (face_for, _fonts.machine_faces, wrap)
+    caches = (face_for, pictures_fonts.machine_faces, wrap)
     for cached in caches:
         cached.cache_clear()
     yield
@@ -110,7 +110,7 @@ def test_latin_greek_and_cyrillic_ask_for_no_font_of_the_machine(monkeypatch, fo
     def fail(family):
         raise AssertionError(f"asked for {family}")
 
-    monkeypatch.setattr(_fonts, "machine_faces", fail)
+    monkeypatch.setattr(pictures_fonts, "machine_faces", fail)
     assert all(can_draw(clean(SCRIPTS[script])) for script in BUNDLED_SCRIPTS)
 
 
@@ -139,36 +139,40 @@ FONTCONFIGS = {
 
 @pytest.mark.parametrize("kind", FONTCONFIGS)
 def test_without_a_usable_fontconfig_other_scripts_are_not_drawn(kind, fontconfig, monkeypatch):
-    monkeypatch.setattr(_fonts, "SEARCH_SECONDS", 0.5)
+    monkeypatch.setattr(pictures_fonts, "SEARCH_SECONDS", 0.5)
     fontconfig(FONTCONFIGS[kind])
     assert [script for script in SCRIPTS if can_draw(clean(SCRIPTS[script]))] == [*BUNDLED_SCRIPTS]
 
 
 def test_a_font_of_the_machine_is_found_by_its_characters(fontconfig):
-    fonts = [("first", "41-5a"), (_fonts.BUNDLED_FILE, "61-7a 2603"), (_fonts.BUNDLED_FILE, "2603")]
+    fonts = [
+        ("first", "41-5a"),
+        (pictures_fonts.BUNDLED_FILE, "61-7a 2603"),
+        (pictures_fonts.BUNDLED_FILE, "2603"),
+    ]
     rows = "".join(rf"{file}\t0\t{charset}\n" for file, charset in fonts)
     fontconfig(f"printf '{rows}'")
     face = face_for("\u2603")
-    assert face is _fonts.machine_faces("sans-serif")[1]
+    assert face is pictures_fonts.machine_faces("sans-serif")[1]
     assert face_for("\u2604") is None
 
 
 def test_a_font_that_has_a_box_for_everything_is_none(tmp_path, fontconfig):
     font = tmp_path / ".LastResort.otf"
-    font.write_bytes(_fonts.BUNDLED_FILE.read_bytes())
+    font.write_bytes(pictures_fonts.BUNDLED_FILE.read_bytes())
     fontconfig(rf"printf '{font}\t0\t0-10ffff\n'")
     assert face_for("\u2603") is None
 
 
 def test_without_raqm_nothing_is_drawn_that_has_to_be_shaped(monkeypatch, forgetting):
     """... and invisible characters, which Pillow then draws as boxes, are left out."""
-    monkeypatch.setattr(_fonts, "shapes", lambda: False)
-    monkeypatch.setattr(_fonts, "BUNDLED", Face(BUNDLED.file, 0, BUNDLED.charset))
+    monkeypatch.setattr(pictures_fonts, "shapes", lambda: False)
+    monkeypatch.setattr(pictures_fonts, "BUNDLED", Face(BUNDLED.file, 0, BUNDLED.charset))
     for script in ("arabic", "hebrew", "hindi", "thai"):
         assert not can_draw(SCRIPTS[script])
     for script in BUNDLED_SCRIPTS:
         assert can_draw(clean(SCRIPTS[script]))
-    assert drawn(_fonts.BUNDLED, "x\u200by") == drawn(_fonts.BUNDLED, "xy")
+    assert drawn(pictures_fonts.BUNDLED, "x\u200by") == drawn(pictures_fonts.BUNDLED, "xy")
 
 
 # ---- lines -----------------------------------------------------------------------------------

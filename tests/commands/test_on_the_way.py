@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from tinydiffusion.cli import main
-from tinydiffusion.commands import _on_the_way
+from tinydiffusion.cli.main import main
+from tinydiffusion.evaluation import on_the_way
 from tinydiffusion.pipeline import TextToImage
 
 EVERY = ["--evaluation.every", "16", "--evaluation.every_num_images", "4"]
@@ -26,7 +26,7 @@ def values(monkeypatch):
         score = {"name": "pixel_fd", "value": next(given), "higher_is_better": False}
         return [{**score, "ci95": None, "n": 4, "warnings": [], "details": {}}]
 
-    monkeypatch.setattr(_on_the_way, "evaluate_pipeline", evaluate)
+    monkeypatch.setattr(on_the_way, "evaluate_pipeline", evaluate)
 
 
 def test_metrics_are_measured_on_the_way(tiny, tmp_path, finished, unchanged):

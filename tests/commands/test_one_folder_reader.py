@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from rich.console import Console
 
-from tinydiffusion.commands._folder import FolderPictures
-from tinydiffusion.datasets._packed import TooManySkippedError
-from tinydiffusion.datasets._views import view_of
 from tinydiffusion.datasets.folder import FolderDataset
+from tinydiffusion.evaluation.folder import FolderPictures
+from tinydiffusion.pictures.packed import TooManySkippedError
+from tinydiffusion.pictures.views import view_of
 
 SIZE = 8
 

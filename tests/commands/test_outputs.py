@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tinydiffusion import locks, streams
-from tinydiffusion.cli import main, parsers
-from tinydiffusion.commands._rows import report_row, write_report
-from tinydiffusion.outputs import MADE, MARKER, OutputFile, OutputFolder, held
+from tinydiffusion.cli.main import main, parsers
+from tinydiffusion.evaluation.rows import report_row, write_report
 from tinydiffusion.protocols import Score
+from tinydiffusion.runtime import locks, streams
+from tinydiffusion.runtime.outputs import MADE, MARKER, OutputFile, OutputFolder, held
 
 OUT = "<out>"
 """Stands for the path of the output in an argument list."""

@@ -10,11 +10,11 @@ import fsspec
 import pytest
 from pack_toys import SIZE, contents, fill, manifest_of, opened, pack
 
-from tinydiffusion.cli import main
-from tinydiffusion.commands import _pack_progress, _pack_shards
-from tinydiffusion.commands import pack as pack_module
-from tinydiffusion.datasets import _shard_copies, _shard_index
-from tinydiffusion.datasets._shard_copies import ShardError
+from tinydiffusion.cli.main import main
+from tinydiffusion.packing import pack as pack_module
+from tinydiffusion.packing import progress, writer
+from tinydiffusion.shards import copies, index
+from tinydiffusion.shards.copies import ShardError
 
 OPTIONS = (*SIZE, "--shard-size", "4")
 
@@ -56,10 +56,10 @@ def test_workers_and_a_second_call_alter_no_byte(folder, tmp_path, whole, capsys
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (_pack_shards.ShardWriter, "add"),
-        (_pack_shards, "sync_folder"),
-        (_pack_progress, "replace_file"),
-        (_pack_progress.shutil, "rmtree"),
+        (writer.ShardWriter, "add"),
+        (writer, "sync_folder"),
+        (progress, "replace_file"),
+        (progress.shutil, "rmtree"),
     ],
 )
 def test_stopped_anywhere_it_ends_in_the_same_bytes(
@@ -91,7 +91,15 @@ def test_stopped_anywhere_it_ends_in_the_same_bytes(
 def test_killed_it_goes_on(tmp_path):
     source, out = fill(tmp_path / "set", 40, (200, 200)), tmp_path / "out"
     options = ["--size", "190", "--shard-size", "3"]
-    command = [sys.executable, "-m", "tinydiffusion.cli", "pack", str(source), str(out), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "tinydiffusion.cli.main",
+        "pack",
+        str(source),
+        str(out),
+        *options,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (out / "shard-00002.tar").exists():
         assert process.poll() is None
@@ -118,14 +126,14 @@ def test_few_pictures_are_held_at_a_time(folder, tmp_path, monkeypatch):
         begun.append(item)
         return item
 
-    take = _pack_progress.Packer.take
+    take = progress.Packer.take
 
     def taken(packer, *result):
         take(packer, *result)
         held.append(len(begun) - packer._taken)
 
     monkeypatch.setattr(pack_module, "open_source", counted)
-    monkeypatch.setattr(_pack_progress.Packer, "take", taken)
+    monkeypatch.setattr(progress.Packer, "take", taken)
     pack(folder, tmp_path / "out", *OPTIONS, "--workers", 2)
     assert len(held) == 23
     assert max(held) <= 4
@@ -170,7 +178,7 @@ def test_other_settings_and_foreign_folders_are_refused(folder, tmp_path, out, r
 def test_a_source_that_changes_in_between_is_refused(tmp_path, monkeypatch, refused):
     source = fill(tmp_path / "set", 12)
     with monkeypatch.context() as patch:
-        patch.setattr(_pack_progress, "dump_manifest", _raise(KeyboardInterrupt))
+        patch.setattr(progress, "dump_manifest", _raise(KeyboardInterrupt))
         pack(source, tmp_path / "out", *OPTIONS, code=130)
     lines = (source / "metadata.jsonl").read_text().splitlines()
     (source / "metadata.jsonl").write_text("\n".join(lines[1:]))
@@ -189,7 +197,7 @@ def test_a_set_that_is_mostly_unusable_is_refused(tmp_path, refused):
 def test_a_full_disk_is_named_and_gone_on_from(folder, tmp_path, whole, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patch.setattr(_pack_shards, "sync_folder", _raise(full))
+        patch.setattr(writer, "sync_folder", _raise(full))
         pack(folder, tmp_path / "out", *OPTIONS, code=3)
     assert "No space left on device. What is packed stays" in capsys.readouterr().err
     pack(folder, tmp_path / "out", *OPTIONS)
@@ -232,7 +240,7 @@ def test_what_is_not_whole_is_named(out, capsys):
 
 
 def test_with_a_manifest_no_headers_are_read_at_the_start(out, monkeypatch):
-    monkeypatch.setattr(_shard_index, "index_shard", None)
+    monkeypatch.setattr(index, "index_shard", None)
     dataset = opened(out)
     assert len(dataset) == 19
     assert dataset.fingerprints() == {s["name"]: s["sha256"] for s in manifest_of(out)["shards"]}
@@ -267,7 +275,7 @@ def test_damage_that_the_size_does_not_tell_stops_the_run(out):
 @pytest.mark.parametrize("lists", [True, False], ids=["lists", "lists nothing"])
 def test_a_packed_set_at_an_address(out, whole, monkeypatch, lists):
     """Also where the address lists nothing, as most of http."""
-    monkeypatch.setattr(_shard_copies, "WAITS", ())
+    monkeypatch.setattr(copies, "WAITS", ())
     fs = fsspec.filesystem("memory")
     for name, content in whole.items():
         fs.pipe_file(f"/packed/{name}", content)
@@ -282,7 +290,7 @@ def test_a_packed_set_at_an_address(out, whole, monkeypatch, lists):
     content = bytearray(whole["shard-00004.tar"])
     content[-1] ^= 1
     fs.pipe_file("/packed/shard-00004.tar", bytes(content))
-    for copy in _shard_copies.ShardCopies(0).folder.glob("*.tar"):
+    for copy in copies.ShardCopies(0).folder.glob("*.tar"):
         copy.unlink()
     with pytest.raises(ShardError, match=r"00004\.tar is not what its manifest says"):
         opened("memory://packed")[18]

@@ -9,17 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from tinydiffusion.commands import _plan_calls, _plan_disk, _plan_memory
-from tinydiffusion.commands._plan import plan
-from tinydiffusion.commands._plan_calls import num_evaluations, num_rows, sampling_seconds
-from tinydiffusion.commands._plan_disk import checkpoint_bytes
-from tinydiffusion.commands._plan_step import Memory, measure_steps
-from tinydiffusion.commands._plan_table import print_plan
-from tinydiffusion.commands.train import _Run
 from tinydiffusion.config import SamplingConfig, load
-from tinydiffusion.errors import DiskError
-from tinydiffusion.models._blocks import Attention
-from tinydiffusion.processes import ALONE
+from tinydiffusion.layers.blocks import Attention
+from tinydiffusion.planning import calls
+from tinydiffusion.planning import disk as planning_disk
+from tinydiffusion.planning import memory as planning_memory
+from tinydiffusion.planning.calls import num_evaluations, num_rows, sampling_seconds
+from tinydiffusion.planning.disk import checkpoint_bytes
+from tinydiffusion.planning.plan import plan
+from tinydiffusion.planning.step import Memory, measure_steps
+from tinydiffusion.planning.table import print_plan
+from tinydiffusion.run.train import _Run
+from tinydiffusion.runtime.errors import DiskError
+from tinydiffusion.runtime.processes import ALONE
 from tinydiffusion.text_encoders.clip import ClipTextEncoder
 
 
@@ -178,7 +180,7 @@ def test_seconds_of_a_picture_grow_with_the_rows(run, monkeypatch):
     network, config = run.pipeline.network, run.pipeline.config
     sampling = SamplingConfig(steps=10, guidance_interval=(0.5, 5.0))
     monkeypatch.setattr(run.pipeline, "config", replace(config, sampling=sampling))
-    monkeypatch.setattr(_plan_calls, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(calls, "perf_counter", lambda: clock[0])
 
     def tick(_, inputs):
         clock[0] += len(inputs[0])
@@ -211,9 +213,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def refuse(**options):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(_plan_disk.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(planning_disk.tempfile, "TemporaryDirectory", refuse)
     with pytest.raises(DiskError, match=f"cannot write in {tmp_path}: Read-only file system"):
-        _plan_disk.bytes_per_second(tmp_path / "run", 1000)
+        planning_disk.bytes_per_second(tmp_path / "run", 1000)
 
 
 # ---- what is said ----------------------------------------------------------------------------
@@ -244,10 +246,10 @@ def test_the_plan_as_json_has_every_number(the_plan, tmp_path):
 
 
 def test_what_does_not_suffice_is_a_warning(tiny, tmp_path, monkeypatch):
-    usage = _plan_disk.shutil.disk_usage(tmp_path)
+    usage = planning_disk.shutil.disk_usage(tmp_path)
     little = usage._replace(free=5_000_000)
-    monkeypatch.setattr(_plan_disk.shutil, "disk_usage", lambda place: little)
-    monkeypatch.setattr(_plan_memory, "capacity_bytes", lambda device: 10_000)
+    monkeypatch.setattr(planning_disk.shutil, "disk_usage", lambda place: little)
+    monkeypatch.setattr(planning_memory, "capacity_bytes", lambda device: 10_000)
     flags = ("--training.max_minutes", "0.01", "--training.num_pictures", "1000000")
     cut = planned(make(tiny, tmp_path / "run", *flags), devices=(1, 1000))
     time, memory, disk = cut.warnings
@@ -264,10 +266,10 @@ def test_what_does_not_suffice_is_a_warning(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("measured", "fitting"), [(1000, 50), (1100, 50), (1900, 25)])
 def test_as_many_pictures_fit_as_activations_and_peak_allow(run, monkeypatch, measured, fitting):
     """10,000 bytes are left; 4 pictures take 800, or what grew without gradients and moments."""
-    monkeypatch.setattr(_plan_memory, "capacity_bytes", lambda device: 10_510)
+    monkeypatch.setattr(planning_memory, "capacity_bytes", lambda device: 10_510)
     memory = Memory(110, 100, 200, 100, activations=800, measured=measured)
     dataset = run.trainer.batches.dataset
-    rows = _plan_memory.memory_rows(memory, torch.device("cpu"), 4, dataset)
+    rows = planning_memory.memory_rows(memory, torch.device("cpu"), 4, dataset)
     assert rows["fit at once"].value == fitting
 
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from tinydiffusion.commands._plan_devices import (
+from tinydiffusion.networks.unet import UNet
+from tinydiffusion.planning.devices import (
     BANDWIDTH,
     largest_block,
     share,
 )
-from tinydiffusion.commands._plan_quantity import Quantity
-from tinydiffusion.commands._plan_step import Memory
-from tinydiffusion.commands._plan_time import Call, Timetable
-from tinydiffusion.models.unet import UNet
+from tinydiffusion.planning.quantity import Quantity
+from tinydiffusion.planning.step import Memory
+from tinydiffusion.planning.time import Call, Timetable
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.learner import Learner
 from tinydiffusion.training.micro_batches import advice

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tinydiffusion.cli import main
+from tinydiffusion.cli.main import main
 from tinydiffusion.scenes.geneval import read_prompts
 from tinydiffusion.scenes.tasks import TASKS
 

@@ -10,10 +10,19 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from tinydiffusion.cli import main
-from tinydiffusion.commands._film import MAX_FRAMES, MAX_SIDE, film_of
-from tinydiffusion.commands._illustrations import NUM_SHOWN, extremes
-from tinydiffusion.commands._svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line, chart
+from tinydiffusion.cli.main import main
+from tinydiffusion.evaluation.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Line,
+    chart,
+)
+from tinydiffusion.evaluation.report.film import MAX_FRAMES, MAX_SIDE, film_of
+from tinydiffusion.evaluation.report.illustrations import NUM_SHOWN, extremes
 
 VOID = {"meta", "img", "line", "circle", "polyline", "br", "input"}
 ATTACK = "<script>alert(1)</script>\" onload='x'"

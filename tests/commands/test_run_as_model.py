@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from tinydiffusion.cli import main
+from tinydiffusion.cli.main import main
 from tinydiffusion.model_folder.opening import ModelFolderError
 from tinydiffusion.pipeline import TextToImage
 

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from tinydiffusion.cli import main
-from tinydiffusion.commands import _run_folder
-from tinydiffusion.commands._on_the_way import BEST, RECORD
+from tinydiffusion.cli.main import main
+from tinydiffusion.evaluation.on_the_way import BEST, RECORD
+from tinydiffusion.run import folder as run_folder
 
 
 @pytest.fixture
@@ -60,9 +60,9 @@ def test_the_best_model_of_the_start_is_no_reason_not_to_begin(copy, tiny):
 
 
 def test_the_names_are_those_of_what_a_run_writes(finished):
-    assert _run_folder.missing_results(finished) == []
-    assert _run_folder.BEST == BEST
-    assert _run_folder.BEST_RECORD == RECORD
+    assert run_folder.missing_results(finished) == []
+    assert run_folder.BEST == BEST
+    assert run_folder.BEST_RECORD == RECORD
 
 
 # ---- config.yaml -----------------------------------------------------------------------------

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import tinydiffusion
-from tinydiffusion.cli import main
-from tinydiffusion.commands import _sample_folder
-from tinydiffusion.commands._sample_folder import UNFINISHED, kept_samples, save_samples
-from tinydiffusion.outputs import MARKER
+from tinydiffusion.cli.main import main
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.runtime.outputs import MARKER
+from tinydiffusion.sampling import folder as sampling_folder
+from tinydiffusion.sampling.folder import UNFINISHED, kept_samples, save_samples
 
 ROOT = Path(tinydiffusion.__file__).parents[1]
 FLAGS = ["a red circle", "a blue square", "--num-images", "2", "--batch-size", "2", "--steps", "1"]
@@ -74,7 +74,7 @@ def kill_at(monkeypatch):
             return step
 
         with monkeypatch.context() as patch:
-            patch.setattr(_sample_folder, "replace_file", counted(_sample_folder.replace_file))
+            patch.setattr(sampling_folder, "replace_file", counted(sampling_folder.replace_file))
             patch.setattr(Path, "write_bytes", counted(Path.write_bytes))
             patch.setattr(Path, "unlink", counted(Path.unlink))
             with contextlib.suppress(Killed):
@@ -119,7 +119,16 @@ def test_a_run_that_is_killed_many_times_ends_in_the_same_bytes(sample, kill_at)
 def test_sigkill_and_the_same_command_end_in_the_same_bytes(sample, model, tmp_path):
     flags = ["a red circle", "--num-images", "8", "--batch-size", "1", "--steps", "9"]
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "tinydiffusion.cli", "sample", model, *flags, "--out", out]
+    command = [
+        sys.executable,
+        "-m",
+        "tinydiffusion.cli.main",
+        "sample",
+        model,
+        *flags,
+        "--out",
+        out,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (out / "00001.png").exists():

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from tinydiffusion.build import build_dataset
-from tinydiffusion.cli import main
-from tinydiffusion.commands._fonts import LINE_HEIGHT
-from tinydiffusion.commands._grid import GAP, save_grid
-from tinydiffusion.commands._pictures import read_picture
+from tinydiffusion.cli.main import main
+from tinydiffusion.pictures.fonts import LINE_HEIGHT
+from tinydiffusion.pictures.grid import GAP, save_grid
+from tinydiffusion.pictures.png import read_picture
 
 PROMPTS = ["a red circle", "two blue squares", "a yellow star on a white background"]
 

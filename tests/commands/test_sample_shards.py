@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tinydiffusion.cli import main
-from tinydiffusion.commands import _sample_folder, merge_samples
-from tinydiffusion.outputs import MARKER
+from tinydiffusion.cli.main import main
 from tinydiffusion.pipeline import TextToImage
+from tinydiffusion.runtime.outputs import MARKER
+from tinydiffusion.sampling import folder as sampling_folder
+from tinydiffusion.sampling import merge as sampling_merge
 
 FLAGS = ["a red circle", "a blue square", "a green star", "--num-images", "3", "--steps", "1"]
 
@@ -162,9 +163,9 @@ def kill_at(monkeypatch):
             return step
 
         with monkeypatch.context() as patch:
-            patch.setattr(_sample_folder, "replace_file", counted(_sample_folder.replace_file))
-            patch.setattr(merge_samples.shutil, "move", counted(shutil.move))
-            patch.setattr(merge_samples.shutil, "rmtree", counted(shutil.rmtree))
+            patch.setattr(sampling_folder, "replace_file", counted(sampling_folder.replace_file))
+            patch.setattr(sampling_merge.shutil, "move", counted(shutil.move))
+            patch.setattr(sampling_merge.shutil, "rmtree", counted(shutil.rmtree))
             patch.setattr(Path, "rename", counted(Path.rename))
             patch.setattr(Path, "unlink", counted(Path.unlink))
             with contextlib.suppress(Killed):

@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from tinydiffusion.cli import main
-from tinydiffusion.commands import sanity
+from tinydiffusion.cli.main import main
+from tinydiffusion.run import sanity
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from process_toys import ROOT, Said, kill, run_together, start
 
-from tinydiffusion.cli import main
-from tinydiffusion.commands._state_file import read_state, save_state
+from tinydiffusion.cli.main import main
+from tinydiffusion.evaluation.state_file import read_state, save_state
 
 pytestmark = pytest.mark.xdist_group("sharing by several processes")  # its fixtures once
 LONELY = """
-from tinydiffusion.evaluators._table import RowsEvaluator
+from tinydiffusion.metrics.table import RowsEvaluator
 from tinydiffusion.protocols import Score
 
 class Lonely(RowsEvaluator):

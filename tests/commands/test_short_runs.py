@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from tinydiffusion import config as config_file
-from tinydiffusion.cli import main
-from tinydiffusion.commands._short_runs import (
+from tinydiffusion.cli.main import main
+from tinydiffusion.config import Config, EvaluationConfig, SamplingConfig, TrainingConfig
+from tinydiffusion.planning.short_runs import (
     checkpoint_remark,
     short_run_remarks,
     warm_up_remark,
 )
-from tinydiffusion.config import Config, EvaluationConfig, SamplingConfig, TrainingConfig
-from tinydiffusion.training.scheduler import learning_rate_factor
+from tinydiffusion.training.schedule import learning_rate_factor
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from process_toys import ROOT
 
 from tinydiffusion.build import build_dataset
-from tinydiffusion.cli import main
-from tinydiffusion.commands._sample_folder import save_samples
+from tinydiffusion.cli.main import main
+from tinydiffusion.sampling.folder import save_samples
 
 PAGE = (ROOT / "docs" / "slurm.md").read_text()
 STUB = """#!/bin/bash

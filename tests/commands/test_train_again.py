@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tinydiffusion.cli import main
+from tinydiffusion.cli.main import main
 from tinydiffusion.objectives.denoising import DenoisingObjective
 
 
@@ -100,7 +100,7 @@ def test_what_does_not_touch_the_weights_may_change(copy, tiny, finished):
 
 def test_two_processes_do_not_train_in_one_folder(copy, tiny, capsys):
     (copy / "report.json").unlink()
-    holder = "import sys, time; from pathlib import Path; from tinydiffusion.locks import "
+    holder = "import sys, time; from pathlib import Path; from tinydiffusion.runtime.locks import "
     holder += "FolderLock\nwith FolderLock(Path(sys.argv[1])):\n"
     holder += "    print('held', flush=True); time.sleep(60)"
     with subprocess.Popen(
@@ -168,7 +168,15 @@ def test_the_vocabulary_stays_that_of_the_first_captions(trained, pictures, tmp_
 
 
 def test_sigusr1_saves_and_goes_on_and_sigterm_ends(tiny, tmp_path, finished, unchanged):
-    command = [sys.executable, "-m", "tinydiffusion.cli", "train", "--config", tiny, "--run-dir"]
+    command = [
+        sys.executable,
+        "-m",
+        "tinydiffusion.cli.main",
+        "train",
+        "--config",
+        tiny,
+        "--run-dir",
+    ]
     run_dir = tmp_path / "run"
     flags = ["--training.checkpoint_every", "1000000", "--training.num_pictures", "1000000"]
     flags += ["--training.compile", "never"]

@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tinydiffusion.build import build_dataset
-from tinydiffusion.cli import main
-from tinydiffusion.commands._fonts import LINE_HEIGHT
-from tinydiffusion.commands._grid import GAP
+from tinydiffusion.cli.main import main
 from tinydiffusion.config import load
+from tinydiffusion.pictures.fonts import LINE_HEIGHT
+from tinydiffusion.pictures.grid import GAP
 
 # ---- a run -----------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from process_toys import ROOT, run_together
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tinydiffusion import cli
+from tinydiffusion.cli import main as cli_main
 
 pytestmark = pytest.mark.xdist_group("train by several processes")  # `runs` once
 SIZES = ("smoke", "quickstart", "emoji")
@@ -43,7 +43,7 @@ def test_a_model_of_each_size_trained_by_fsdp_makes_pictures_in_one_process(runs
     root, said = runs
     assert [each.code for each in said[size]] == [0, 0], said[size]
     model = str(root / size / "model")
-    assert cli.main(["sample", model, "a red circle", "--steps=2", f"--out={tmp_path}"]) == 0
+    assert cli_main.main(["sample", model, "a red circle", "--steps=2", f"--out={tmp_path}"]) == 0
     assert (tmp_path / "00000.png").exists()
 
 
@@ -51,7 +51,7 @@ def test_a_model_of_each_size_trained_by_fsdp_makes_pictures_in_one_process(runs
 def test_the_model_is_that_of_one_process(runs, name, tmp_path):
     root, said = runs
     assert [each.code for each in said[name]] == [0, 0], said[name]
-    assert cli.main(train("smoke", tmp_path)) == 0
+    assert cli_main.main(train("smoke", tmp_path)) == 0
     for file in tmp_path.glob("model/*/*.safetensors"):
         other = root / name / file.relative_to(tmp_path)
         # Not 1e-6, as in tests/training: Adam's first steps are as large for a tiny gradient.

@@ -6,8 +6,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from tinydiffusion.datasets._tar import BLOCK, list_members
 from tinydiffusion.datasets.tar import TarDataset
+from tinydiffusion.shards.headers import BLOCK, list_members
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from picture_toys import CODECS, encode, quadrants, swapped_profile
 from PIL import Image
 
-from tinydiffusion.datasets._captions import shown
-from tinydiffusion.datasets._metadata import MAX_LINE
-from tinydiffusion.datasets._pictures import UnusablePictureError, load_picture, quiet
-from tinydiffusion.datasets._scan import Found, scan
-from tinydiffusion.datasets._views import view_of
 from tinydiffusion.datasets.folder import FolderDataset, find_pictures
+from tinydiffusion.pictures.captions import shown
+from tinydiffusion.pictures.decode import UnusablePictureError, load_picture, quiet
+from tinydiffusion.pictures.metadata import MAX_LINE
+from tinydiffusion.pictures.scan import Found, scan
+from tinydiffusion.pictures.views import view_of
 
 fuzz = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -164,7 +164,7 @@ def test_a_damaged_picture_loads_or_is_refused(name, data):
 BOUNDED = """
 import random, resource, signal, sys
 from pathlib import Path
-from tinydiffusion.datasets._pictures import UnusablePictureError, load_picture, quiet
+from tinydiffusion.pictures.decode import UnusablePictureError, load_picture, quiet
 
 def too_slow(number, frame):
     raise SystemExit(f"over 2 s: {name} {bytes(content).hex()}")

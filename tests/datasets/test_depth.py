@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinydiffusion.datasets._depth import about_depth
-from tinydiffusion.datasets._pictures import load_picture
-from tinydiffusion.datasets._scan import Found, scan
-from tinydiffusion.datasets._views import view_of
 from tinydiffusion.datasets.folder import FolderDataset
+from tinydiffusion.pictures.decode import load_picture
+from tinydiffusion.pictures.depth import about_depth
+from tinydiffusion.pictures.scan import Found, scan
+from tinydiffusion.pictures.views import view_of
 
 SIDE = 32
 

@@ -26,10 +26,10 @@ from picture_toys import (
 )
 from PIL import Image, PngImagePlugin
 
-from tinydiffusion.datasets import _pictures
-from tinydiffusion.datasets._pictures import UnusablePictureError, load_picture, quiet
-from tinydiffusion.datasets._scan import Found, scan
-from tinydiffusion.datasets._views import view_of
+from tinydiffusion.pictures import decode
+from tinydiffusion.pictures.decode import UnusablePictureError, load_picture, quiet
+from tinydiffusion.pictures.scan import Found, scan
+from tinydiffusion.pictures.views import view_of
 
 INK = "converted to sRGB by the ICC profile"
 
@@ -176,11 +176,11 @@ def test_an_odd_gamma_is_noted():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_turns_the_picture_upright(orientation, kind):
-    undo = {o: t for o, t in _pictures.UPRIGHT.items() if o not in (6, 8)}
-    undo |= {6: _pictures.UPRIGHT[8], 8: _pictures.UPRIGHT[6]}
+    undo = {o: t for o, t in decode.UPRIGHT.items() if o not in (6, 8)}
+    undo |= {6: decode.UPRIGHT[8], 8: decode.UPRIGHT[6]}
     stored = quadrants() if orientation == 1 else quadrants().transpose(undo[orientation])
     exif = Image.Exif()
-    exif[_pictures.ORIENTATION_TAG] = orientation
+    exif[decode.ORIENTATION_TAG] = orientation
     options = {"lossless": True} if kind == "WEBP" else {"quality": 95}
     picture = check_pixels(encode(stored, kind, exif=exif, **options), tolerance=14)
     assert (picture.width, picture.height) == (64, 48)
@@ -194,7 +194,7 @@ def test_broken_exif_is_noted(exif):
 
 def test_an_orientation_that_does_not_exist_is_noted():
     exif = Image.Exif()
-    exif[_pictures.ORIENTATION_TAG] = 9
+    exif[decode.ORIENTATION_TAG] = 9
     assert check_pixels(encode(quadrants(), exif=exif)).notes == ["broken EXIF ignored"]
 
 
@@ -312,7 +312,7 @@ def test_files_that_are_none(tmp_path, monkeypatch):
 def test_files_over_the_cap_are_not_read(tmp_path):
     with (tmp_path / "huge.bmp").open("wb") as file:
         file.write(encode(quadrants(), "BMP"))
-        file.truncate(_pictures.MAX_BYTES + 1)  # a hole
+        file.truncate(decode.MAX_BYTES + 1)  # a hole
     with pytest.raises(UnusablePictureError, match="too large: over 1 GiB"):
         load_picture(tmp_path / "huge.bmp")
 
@@ -352,8 +352,8 @@ def test_big_pictures_are_decoded_one_at_a_time(monkeypatch):
                 together[0] -= 1
             return image, []
 
-        monkeypatch.setattr(_pictures, "BIG", big)
-        monkeypatch.setattr(_pictures, "to_srgb", slow)
+        monkeypatch.setattr(decode, "BIG", big)
+        monkeypatch.setattr(decode, "to_srgb", slow)
         monkeypatch.setenv("TINYDIFFUSION_CACHE", os.environ["TINYDIFFUSION_CACHE"] + str(big))
         assert len(scan(pictures, view_of(8), workers=5).samples) == 8
         most[big] = max(seen)
@@ -364,7 +364,7 @@ def test_big_pictures_are_decoded_one_at_a_time(monkeypatch):
 PEAK = """
 import resource, sys
 from pathlib import Path
-from tinydiffusion.datasets._pictures import load_picture
+from tinydiffusion.pictures.decode import load_picture
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 load_picture(Path(sys.argv[1]), (32, 32))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, features
 
-from tinydiffusion.datasets._pictures import (
+from tinydiffusion.pictures.decode import (
     ORIENTATION_TAG,
     UnusablePictureError,
     center_crop,
@@ -81,7 +81,7 @@ def test_palette_with_and_without_transparency():
 @pytest.mark.parametrize("mode", ["PA", "RGBa", "HSV", "YCbCr"])
 def test_modes_that_only_some_files_have(mode, monkeypatch):
     """No writer makes these, so the decoder is handed the decoded picture."""
-    from tinydiffusion.datasets import _pictures
+    from tinydiffusion.pictures import decode
 
     source = Image.new("RGBA", (2, 2), (100, 100, 100, 255))
     if mode == "PA":
@@ -91,7 +91,7 @@ def test_modes_that_only_some_files_have(mode, monkeypatch):
     else:
         image = source.convert(mode) if mode == "RGBa" else source.convert("RGB").convert(mode)
     assert image.mode == mode
-    monkeypatch.setattr(_pictures.Image, "open", lambda file, formats: image)
+    monkeypatch.setattr(decode.Image, "open", lambda file, formats: image)
     assert pixel(b"") == (100, 100, 100)
 
 

@@ -12,11 +12,12 @@ from picture_toys import encode, noise
 from PIL import Image
 
 from tinydiffusion.abilities import Fingerprinted
-from tinydiffusion.datasets import _cache, _pictures, _scan
-from tinydiffusion.datasets._pictures import UnusablePictureError
-from tinydiffusion.datasets._scan import Found, Scan, Skipped
-from tinydiffusion.datasets._views import view_of
 from tinydiffusion.datasets.folder import FolderDataset, find_pictures
+from tinydiffusion.pictures import cache, decode
+from tinydiffusion.pictures import scan as pictures_scan
+from tinydiffusion.pictures.decode import UnusablePictureError
+from tinydiffusion.pictures.scan import Found, Scan, Skipped
+from tinydiffusion.pictures.views import view_of
 
 
 @pytest.fixture
@@ -38,18 +39,18 @@ def folder(tmp_path):
 def decoded(monkeypatch):
     """What has been decoded so far, by name."""
     names = []
-    load = _scan.load_picture
+    load = pictures_scan.load_picture
 
     def counting(source, *arguments, **options):
         names.append(source.name)
         return load(source, *arguments, **options)
 
-    monkeypatch.setattr(_scan, "load_picture", counting)
+    monkeypatch.setattr(pictures_scan, "load_picture", counting)
     return names
 
 
 def scan(folder, size=8, crop="center", **options):
-    return _scan.scan(find_pictures(folder), view_of(size, crop=crop), **options)
+    return pictures_scan.scan(find_pictures(folder), view_of(size, crop=crop), **options)
 
 
 def contents(result: Scan):
@@ -86,12 +87,12 @@ def test_the_number_of_threads_changes_nothing(folder, crop, monkeypatch, tmp_pa
 def test_parts_change_nothing(folder, monkeypatch):
     whole = contents(scan(folder))
     for length in (1, 2, 3):
-        monkeypatch.setattr(_scan, "PART_LENGTH", length)
+        monkeypatch.setattr(pictures_scan, "PART_LENGTH", length)
         assert contents(scan(folder)) == whole
 
 
 def test_pictures_given_as_bytes_are_held_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr(_scan, "PART_BYTES", 10_000)
+    monkeypatch.setattr(pictures_scan, "PART_BYTES", 10_000)
     picture = encode(noise(40))  # about 5,000 bytes
     pulled = []
 
@@ -101,14 +102,14 @@ def test_pictures_given_as_bytes_are_held_a_few_at_a_time(monkeypatch):
             yield Found(str(number), picture, "noise")
 
     lengths = []
-    whole_part = _scan._scan_part
+    whole_part = pictures_scan._scan_part
 
     def watch(part, *arguments):
         lengths.append((len(part), len(pulled)))
         return whole_part(part, *arguments)
 
-    monkeypatch.setattr(_scan, "_scan_part", watch)
-    assert len(_scan.scan(pictures(), view_of(8)).samples) == 9
+    monkeypatch.setattr(pictures_scan, "_scan_part", watch)
+    assert len(pictures_scan.scan(pictures(), view_of(8)).samples) == 9
     assert lengths == [(3, 3), (3, 6), (3, 9)]
 
 
@@ -126,7 +127,7 @@ def test_captions_are_mended_and_noted():
     captions = ["a\0b", "a\ud800b", special, ["fine", "not\x1bfine"], "ab"]
     picture = encode(noise(8))
     found = [Found(str(i), picture, caption) for i, caption in enumerate(captions)]
-    samples = _scan.scan(found, view_of(8)).samples
+    samples = pictures_scan.scan(found, view_of(8)).samples
     assert [s.caption for s in samples] == ["a b", "a\ufffdb", special, ["fine", "not fine"], "ab"]
     assert [" ".join(s.notes)[:12] for s in samples] == [
         "control char", "half charact", "special toke", "control char", ""
@@ -147,13 +148,13 @@ def test_captions_are_mended_and_noted():
     ],
 )
 def test_captions_that_are_none(caption, reason):
-    result = _scan.scan([Found("a", encode(noise(8)), caption)], view_of(8))
+    result = pictures_scan.scan([Found("a", encode(noise(8)), caption)], view_of(8))
     assert [item.reason for item in result.skipped] == ([] if reason is None else [reason])
 
 
 def test_a_megabytes_caption_costs_nothing():
     start = time.process_time()
-    _scan.scan([Found("a", encode(noise(8)), "x" * 10_000_000)], view_of(8))
+    pictures_scan.scan([Found("a", encode(noise(8)), "x" * 10_000_000)], view_of(8))
     assert time.process_time() - start < 0.1
 
 
@@ -197,8 +198,11 @@ CHANGES = {
     "skipped before": (two_captions, {}),
     "more": (lambda folder, monkeypatch: noise().save(folder / "k.png"), {}),
     "fewer": (lambda folder, monkeypatch: (folder / "a.png").unlink(), {}),
-    "pillow": (lambda f, monkeypatch: monkeypatch.setattr(_scan.PIL, "__version__", "0"), {}),
-    "schema": (lambda f, monkeypatch: monkeypatch.setattr(_scan, "SCHEMA", 0), {}),
+    "pillow": (
+        lambda f, monkeypatch: monkeypatch.setattr(pictures_scan.PIL, "__version__", "0"),
+        {},
+    ),
+    "schema": (lambda f, monkeypatch: monkeypatch.setattr(pictures_scan, "SCHEMA", 0), {}),
 }
 
 
@@ -214,8 +218,8 @@ def test_every_ingredient_makes_another_entry(folder, decoded, change, monkeypat
 
 
 def test_an_edit_costs_its_part_alone_and_a_stopped_scan_goes_on(folder, decoded, monkeypatch):
-    monkeypatch.setattr(_scan, "PART_LENGTH", 2)
-    whole_part = _scan._scan_part
+    monkeypatch.setattr(pictures_scan, "PART_LENGTH", 2)
+    whole_part = pictures_scan._scan_part
     parts = []
 
     def stop_at_third(part, *arguments):
@@ -224,11 +228,11 @@ def test_an_edit_costs_its_part_alone_and_a_stopped_scan_goes_on(folder, decoded
             raise KeyboardInterrupt
         return whole_part(part, *arguments)
 
-    monkeypatch.setattr(_scan, "_scan_part", stop_at_third)
+    monkeypatch.setattr(pictures_scan, "_scan_part", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         scan(folder)
     assert sorted(decoded) == ["a.png", "b.png", "c.png", "d.png"]
-    monkeypatch.setattr(_scan, "_scan_part", whole_part)
+    monkeypatch.setattr(pictures_scan, "_scan_part", whole_part)
     decoded.clear()
     scan(folder)
     assert sorted(decoded) == ["e.png", "f.png", "g.png", "h.png", "i.png"]
@@ -264,7 +268,7 @@ def test_a_cache_that_cannot_be_written_is_one_warning(folder, tmp_path, monkeyp
     first = contents(scan(folder))
     (tmp_path / "file").touch()
     monkeypatch.setenv("TINYDIFFUSION_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(_scan, "PART_LENGTH", 2)
+    monkeypatch.setattr(pictures_scan, "PART_LENGTH", 2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         assert contents(scan(folder)) == first
@@ -277,7 +281,7 @@ def test_a_full_disk_leaves_no_half_entry(folder, monkeypatch, cache_folder):
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(_cache, "replace_file", full)
+    monkeypatch.setattr(cache, "replace_file", full)
     with pytest.warns(UserWarning, match="No space left on device"):
         assert len(scan(folder).samples) == 7
     assert list(cache_folder.iterdir()) == []
@@ -298,11 +302,11 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setenv("TINYDIFFUSION_CACHE", "/own")
-    assert _cache.cache_folder() == Path("/own/datasets")
+    assert cache.cache_folder() == Path("/own/datasets")
     monkeypatch.delenv("TINYDIFFUSION_CACHE")
-    assert _cache.cache_folder() == Path("/xdg/tinydiffusion/datasets")
+    assert cache.cache_folder() == Path("/xdg/tinydiffusion/datasets")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert _cache.cache_folder() == tmp_path / ".cache/tinydiffusion/datasets"
+    assert cache.cache_folder() == tmp_path / ".cache/tinydiffusion/datasets"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
@@ -313,13 +317,13 @@ def test_a_passing_fault_skips_a_picture_once(folder, monkeypatch, error):
         raise error
 
     with monkeypatch.context() as broken:
-        broken.setattr(_pictures, "_decode", fail)
+        broken.setattr(decode, "_decode", fail)
         assert scan(folder, size=9).samples == []
     assert len(scan(folder, size=9).samples) == len(whole.samples)
 
 
 def test_a_file_that_changes_meanwhile_is_not_kept_under_its_old_content(folder, monkeypatch):
-    name = _scan.picture_sha256
+    name = pictures_scan.picture_sha256
 
     def name_then_change(source):
         digest = name(source)
@@ -327,7 +331,7 @@ def test_a_file_that_changes_meanwhile_is_not_kept_under_its_old_content(folder,
             noise(16, seed=99).save(source)
         return digest
 
-    monkeypatch.setattr(_scan, "picture_sha256", name_then_change)
+    monkeypatch.setattr(pictures_scan, "picture_sha256", name_then_change)
     assert scan(folder).skipped[0] == ("a.png", "changed while the data set was read")
 
 
@@ -335,7 +339,7 @@ def test_an_error_of_ours_ends_the_scan_and_its_threads(folder, monkeypatch):
     def broken(*arguments, **options):
         raise AttributeError("ours")
 
-    monkeypatch.setattr(_scan, "load_picture", broken)
+    monkeypatch.setattr(pictures_scan, "load_picture", broken)
     with pytest.raises(AttributeError, match="ours"):
         scan(folder)
 
@@ -363,7 +367,7 @@ def test_the_shape_is_part_of_the_pixels():
         Found("wide", encode(Image.new("RGB", (16, 8))), "same"),
         Found("tall", encode(Image.new("RGB", (8, 16))), "same"),
     ]
-    wide, tall = _scan.scan(found, view_of(8, crop="random")).samples
+    wide, tall = pictures_scan.scan(found, view_of(8, crop="random")).samples
     assert wide.sha256 != tall.sha256
 
 
@@ -375,6 +379,6 @@ def test_pixels_are_those_of_the_file(folder):
 
 
 def test_reasons_of_the_finder_pass_through():
-    result = _scan.scan([Skipped("a", "refused: so")], view_of(8))
+    result = pictures_scan.scan([Skipped("a", "refused: so")], view_of(8))
     assert result.skipped == [("a", "refused: so")]
     assert issubclass(UnusablePictureError, ValueError)

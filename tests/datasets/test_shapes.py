@@ -7,13 +7,13 @@ from picture_toys import encode, noise
 from PIL import Image
 
 from tinydiffusion.abilities import Augmented
-from tinydiffusion.datasets._brightness import Brightness
-from tinydiffusion.datasets._pictures import fit_to, load_picture, scaled_size
-from tinydiffusion.datasets._scan import Found, scan
-from tinydiffusion.datasets._views import middle_window, view_of
 from tinydiffusion.datasets.folder import FolderDataset
 from tinydiffusion.datasets.shards import ShardsDataset
 from tinydiffusion.datasets.tar import TarDataset
+from tinydiffusion.pictures.brightness import Brightness
+from tinydiffusion.pictures.decode import fit_to, load_picture, scaled_size
+from tinydiffusion.pictures.scan import Found, scan
+from tinydiffusion.pictures.views import middle_window, view_of
 
 SHAPES = [(64, 48), (48, 64), (200, 40), (40, 200), (41, 43)]
 SIZES = [(32, 32), (32, 48), (40, 24)]

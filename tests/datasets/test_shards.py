@@ -18,9 +18,9 @@ from shard_toys import assert_same, ids_of, load, noisy, visit, write_shards
 from tar_toys import BLOCK, END, entry, picture, write
 
 from tinydiffusion.abilities import Fingerprinted, Selective, Streaming
-from tinydiffusion.datasets._shard_copies import ShardError
 from tinydiffusion.datasets.tar import TarDataset
 from tinydiffusion.protocols import Dataset
+from tinydiffusion.shards.copies import ShardError
 
 COUNTS = (7, 30, 1, 22)
 
@@ -241,7 +241,7 @@ def test_a_shard_that_changes_during_the_run_is_an_error(shards):
 def test_headers_are_read_once(shards, cache_folder, monkeypatch):
     first = load(shards)
     assert len(list(cache_folder.iterdir())) == len(COUNTS)
-    monkeypatch.setattr("tinydiffusion.datasets._shard_index.index_shard", None)
+    monkeypatch.setattr("tinydiffusion.shards.index.index_shard", None)
     assert_same(load(shards)[11], first[11])
     monkeypatch.undo()
     before = first.fingerprints()

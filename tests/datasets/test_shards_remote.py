@@ -11,11 +11,11 @@ import torch
 from shard_toys import assert_same, ids_of, load, noisy, write_shards
 from tar_toys import END
 
-from tinydiffusion.datasets import _shard_copies
-from tinydiffusion.datasets._shard_copies import ShardError
-from tinydiffusion.datasets._shard_files import find_set
-from tinydiffusion.errors import DiskFullError
 from tinydiffusion.registry import PluginError
+from tinydiffusion.runtime.errors import DiskFullError
+from tinydiffusion.shards import copies as shards_copies
+from tinydiffusion.shards.addresses import find_set
+from tinydiffusion.shards.copies import ShardError
 
 COUNTS = (5, 9, 3)
 URL = "memory://bucket/set"
@@ -24,7 +24,7 @@ URL = "memory://bucket/set"
 @pytest.fixture
 def memory(tmp_path, monkeypatch):
     """The same shards in a folder and at an address."""
-    monkeypatch.setattr(_shard_copies, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(shards_copies, "WAITS", (0.0, 0.0))
     fs = fsspec.filesystem("memory")
     folder = write_shards(tmp_path / "set", *COUNTS)
     for shard in folder.iterdir():
@@ -114,7 +114,7 @@ def test_the_copy_that_was_read_longest_ago_goes_first(memory, copies, tmp_path)
     one = (tmp_path / "set/0.tar").stat().st_size
     for number in range(4):
         memory.pipe_file(f"/bucket/few/{number}.tar", (tmp_path / "set/0.tar").read_bytes())
-    cache = _shard_copies.ShardCopies(3 * one)
+    cache = shards_copies.ShardCopies(3 * one)
     shards = find_set("memory://bucket/few").shards
     for number, age in ((0, 30), (1, 20), (2, 10)):
         cache.open(shards[number]).close()

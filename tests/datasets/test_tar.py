@@ -34,10 +34,10 @@ from tar_toys import (
     write,
 )
 
-from tinydiffusion.datasets._tar import BLOCK, Fault
 from tinydiffusion.datasets.folder import FolderDataset
 from tinydiffusion.datasets.shards import ShardsDataset
 from tinydiffusion.datasets.tar import TarDataset
+from tinydiffusion.shards.headers import BLOCK, Fault
 
 # ---- what is loaded --------------------------------------------------------------------------
 

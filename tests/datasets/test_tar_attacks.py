@@ -26,9 +26,10 @@ from tar_toys import (
     write,
 )
 
-from tinydiffusion.datasets import _samples, _tar
 from tinydiffusion.datasets import tar as tar_module
-from tinydiffusion.datasets._tar import BLOCK, Fault, Member, list_members
+from tinydiffusion.shards import headers
+from tinydiffusion.shards import members as shards_members
+from tinydiffusion.shards.headers import BLOCK, Fault, Member, list_members
 
 # ---- the reader against the reference ------------------------------------------------------------
 
@@ -232,7 +233,7 @@ def test_a_long_name_of_many_bytes_is_not_read():
 
 
 def test_the_number_of_members_is_capped(tmp_path, monkeypatch):
-    monkeypatch.setattr(_tar, "MAX_HEADERS", 8)
+    monkeypatch.setattr(headers, "MAX_HEADERS", 8)
     assert skips(tmp_path, sample("y"), sample("z"), kept="y") == {
         "s.tar": "shard too many members: over 8; split the archive"
     }
@@ -242,6 +243,6 @@ def test_the_number_of_members_is_capped(tmp_path, monkeypatch):
 
 
 def test_pictures_over_the_cap_are_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(_samples, "MAX_PICTURE", 1000)
+    monkeypatch.setattr(shards_members, "MAX_PICTURE", 1000)
     skipped = skips(tmp_path, entry("a.png", bytes(1001)), entry("a.txt", b"a"))
     assert skipped == {"s.tar/a": "too large: a.png has 1001 bytes, at most 1000"}

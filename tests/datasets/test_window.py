@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from tinydiffusion.datasets._window import BoundedShuffle
+from tinydiffusion.shards.order import BoundedShuffle
 
 COUNTS = [100, 0, 37, 250, 1, 112]
 PICTURES = {(shard, member) for shard, count in enumerate(COUNTS) for member in range(count)}

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from tinydiffusion.diffusion import int8
-from tinydiffusion.diffusion.int8 import (
+from tinydiffusion.layers.kernels import int8
+from tinydiffusion.layers.kernels.int8 import (
     LARGEST,
     ZERO,
     int8_convolutions,
@@ -15,10 +15,10 @@ from tinydiffusion.diffusion.int8 import (
     quantise_silu,
     silu_conv2d,
 )
-from tinydiffusion.models import _blocks
-from tinydiffusion.models.unet import UNet
+from tinydiffusion.layers.precision import uses_bfloat16, uses_int8
+from tinydiffusion.networks import _blocks
+from tinydiffusion.networks.unet import UNet
 from tinydiffusion.protocols import TextStates
-from tinydiffusion.training.precision import uses_bfloat16, uses_int8
 
 CPU = torch.device("cpu")
 WIDE = (16, 96, 16, 16)

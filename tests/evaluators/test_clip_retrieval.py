@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import normalize
 
 from tinydiffusion.evaluators import clip_retrieval
-from tinydiffusion.evaluators._clip import shared_clip
 from tinydiffusion.evaluators.clip_retrieval import CLIPRetrieval, compare
+from tinydiffusion.metrics.clip import shared_clip
 
 PROMPTS = ["a red circle", "a blue square", "a dog", "five cats", "A  Dog", "the sea", "a tree"]
 

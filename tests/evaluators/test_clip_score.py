@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tinydiffusion.evaluators import _clip
 from tinydiffusion.evaluators.clip_score import CLIPScore
+from tinydiffusion.metrics import clip as metrics_clip
 
 LONG = "word " * 100
 PROMPTS = ["a red circle", "a blue square", LONG, "a dog", "five cats"]
@@ -54,7 +54,7 @@ def test_prompts_of_other_lengths_equal_open_clip_each(clip_model, batch, pictur
 
 
 def test_cut_prompts_keep_their_end_token(clip_model):
-    clip = _clip.shared_clip(clip_model, None)
+    clip = metrics_clip.shared_clip(clip_model, None)
     texts = clip.encode_texts([LONG, "a dog"])
     end = clip.tokenizer.eot_token_id
     assert texts.tokens[0, -1] == end

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tinydiffusion.evaluators._mmd import unbiased_mmd
 from tinydiffusion.evaluators.cmmd import CMMD, gaussian
 from tinydiffusion.feature_extractors.open_clip import OpenCLIP
+from tinydiffusion.metrics.mmd import unbiased_mmd
 
 
 def unit(n, dimensions=24, seed=0, offset=0.0):
@@ -50,7 +50,7 @@ def test_equals_the_biased_estimate_without_the_pairs_of_a_picture_with_itself(n
 def test_pieces_equal_the_whole(monkeypatch):
     x, y = unit(50), unit(33, seed=1)
     whole = unbiased_mmd(x, y, gaussian)
-    monkeypatch.setattr("tinydiffusion.evaluators._mmd.CHUNK", 8)
+    monkeypatch.setattr("tinydiffusion.metrics.mmd.CHUNK", 8)
     pieces = unbiased_mmd(x, y, gaussian)
     assert pieces[0] == pytest.approx(whole[0], abs=1e-12)
     assert pieces[1] == pytest.approx(whole[1], abs=1e-12)

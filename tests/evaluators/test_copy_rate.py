@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from tinydiffusion.evaluators._copies import nearest
 from tinydiffusion.evaluators.copy_rate import CopyRate
+from tinydiffusion.metrics.copies import nearest
 from tinydiffusion.protocols import Illustrated
 from tinydiffusion.scenes.render import render
 from tinydiffusion.scenes.sampling import sample_scene
@@ -157,8 +157,8 @@ def test_the_search_equals_a_loop(sets, monkeypatch):
     """Pieces of the training set give what one piece gives."""
     pictures, train = sets["generated"][:20], sets["train"][:90]
     whole = nearest(pictures, train)
-    monkeypatch.setattr("tinydiffusion.evaluators._copies.CHUNK", 32)
-    monkeypatch.setattr("tinydiffusion.evaluators._copies.QUERIES", 7)
+    monkeypatch.setattr("tinydiffusion.metrics.copies.CHUNK", 32)
+    monkeypatch.setattr("tinydiffusion.metrics.copies.QUERIES", 7)
     pieces = nearest(pictures, train)
     torch.testing.assert_close(pieces.distance, whole.distance)
     assert pieces.place.tolist() == whole.place.tolist()

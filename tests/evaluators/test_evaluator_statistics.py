@@ -7,8 +7,8 @@ import scipy.linalg
 import scipy.stats
 import torch
 
-from tinydiffusion.evaluators import _statistics
-from tinydiffusion.evaluators._statistics import (
+from tinydiffusion.metrics import statistics
+from tinydiffusion.metrics.statistics import (
     Moments,
     frechet_distance,
     mean_interval,
@@ -105,9 +105,9 @@ def test_mean_interval_has_the_closed_form():
 
 def test_blocks_of_the_symmetric_form_fit_together(monkeypatch):
     """Features that are no multiple of the block, and several blocks."""
-    monkeypatch.setattr(_statistics, "BLOCK", 5)
+    monkeypatch.setattr(statistics, "BLOCK", 5)
     a, b = normal(60, 12, seed=2), normal(80, 12, seed=3, mean=0.3, scale=1.7)
-    expected = _statistics.frechet_distance_of_features(a, b)
+    expected = statistics.frechet_distance_of_features(a, b)
     assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-9)
 
 

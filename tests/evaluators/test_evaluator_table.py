@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tinydiffusion.evaluators._table import Table
+from tinydiffusion.metrics.table import Table
 
 
 def table():

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from tinydiffusion import registry
-from tinydiffusion.errors import MissingWeightsError, WeightsError
-from tinydiffusion.evaluators._features import shared_extractor
 from tinydiffusion.feature_extractors import dinov2
 from tinydiffusion.feature_extractors.classifier import Classifier
 from tinydiffusion.feature_extractors.dinov2 import DINOv2, _fit_positions
 from tinydiffusion.feature_extractors.open_clip import OpenCLIP
+from tinydiffusion.metrics.features import shared_extractor
 from tinydiffusion.protocols import FeatureExtractor
+from tinydiffusion.runtime.errors import MissingWeightsError, WeightsError
 
 SMALL = "vit_small_patch14_dinov2"
 SCENES = {"name": "scenes", "size": 32, "num_scenes": 200}

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from tinydiffusion import registry
-from tinydiffusion.errors import MissingWeightsError, WeightsError
-from tinydiffusion.evaluators._features import shared_extractor
 from tinydiffusion.evaluators.fid import FID
 from tinydiffusion.feature_extractors import inception
 from tinydiffusion.feature_extractors.inception import Inception
+from tinydiffusion.metrics.features import shared_extractor
+from tinydiffusion.runtime.errors import MissingWeightsError, WeightsError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinydiffusion.evaluators._features import Shared
-from tinydiffusion.evaluators._frechet import FrechetEvaluator
-from tinydiffusion.evaluators._statistics import (
+from tinydiffusion.metrics.features import Shared
+from tinydiffusion.metrics.frechet import FrechetEvaluator
+from tinydiffusion.metrics.statistics import (
     Moments,
     frechet_distance,
     frechet_distance_of_features,

@@ -16,11 +16,6 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from tinydiffusion.evaluators._statistics import (
-    Moments,
-    frechet_distance,
-    frechet_distance_of_features,
-)
 from tinydiffusion.evaluators.fid import FID
 from tinydiffusion.evaluators.fid_clean import CleanFID
 from tinydiffusion.evaluators.fid_pt import PytorchFID
@@ -28,6 +23,11 @@ from tinydiffusion.evaluators.inception_score import InceptionScore
 from tinydiffusion.evaluators.kid import KID
 from tinydiffusion.evaluators.prdc import PRDC
 from tinydiffusion.feature_extractors.inception import Inception
+from tinydiffusion.metrics.statistics import (
+    Moments,
+    frechet_distance,
+    frechet_distance_of_features,
+)
 
 EXTRA = "it comes with the extra 'parity'"
 

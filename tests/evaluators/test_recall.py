@@ -5,7 +5,7 @@ from itertools import combinations, permutations
 import pytest
 import torch
 
-from tinydiffusion.evaluators._recall import (
+from tinydiffusion.metrics.recall import (
     MAX_RANK,
     Candidates,
     Found,

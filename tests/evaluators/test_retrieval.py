@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tinydiffusion.evaluators._recall import MAX_RANK
 from tinydiffusion.evaluators.retrieval import Retrieval, find, make_gallery
+from tinydiffusion.metrics.recall import MAX_RANK
 
 
 def scores(generated, prompts, reference, captions, batch):

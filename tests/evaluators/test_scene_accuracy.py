@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tinydiffusion.evaluators._composition import derangement
 from tinydiffusion.evaluators.scene_accuracy import SceneAccuracy
+from tinydiffusion.metrics.composition import derangement
 from tinydiffusion.scenes.captions import caption
 from tinydiffusion.scenes.render import render
 from tinydiffusion.scenes.sampling import sample_scene

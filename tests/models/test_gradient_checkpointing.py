@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tinydiffusion.models.unet import UNet
+from tinydiffusion.networks.unet import UNet
 from tinydiffusion.protocols import TextStates
-from tinydiffusion.training.live_bytes import LiveBytes
+from tinydiffusion.runtime.live_bytes import LiveBytes
 
 SMALL = {"channels": (32, 64), "layers_per_block": 2, "attention_levels": (0, 1), "patch_size": 1}
 

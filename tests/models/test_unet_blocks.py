@@ -5,7 +5,7 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch.nn import functional as F  # noqa: N812
 
-from tinydiffusion.models._blocks import (
+from tinydiffusion.layers.blocks import (
     Attention,
     Downsample,
     PictureNorm,

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinydiffusion.models import _winograd
-from tinydiffusion.models._winograd import Conv3x3, pays, winograd_conv2d
-from tinydiffusion.models.unet import UNet
+from tinydiffusion.layers.kernels.winograd import Conv3x3, pays, winograd_conv2d
+from tinydiffusion.networks import _winograd
+from tinydiffusion.networks.unet import UNet
 from tinydiffusion.protocols import TextStates
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from denoising_toys import BATCH, Guesser, batch, generators, make
 
-from tinydiffusion.models.unet import UNet
+from tinydiffusion.networks.unet import UNet
 
 
 def test_one_picture_in_so_many_is_denoised_and_all_are_previewed():

@@ -8,9 +8,9 @@ from denoising_toys import BATCH, Guesser, batch, generators, make
 
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import make_schedule
-from tinydiffusion.models.unet import UNet
-from tinydiffusion.objectives._pixels import to_float
+from tinydiffusion.networks.unet import UNet
 from tinydiffusion.objectives.denoising import DenoisingObjective
+from tinydiffusion.pictures.units import to_float
 from tinydiffusion.protocols import Objective
 from tinydiffusion.text_encoders.clip import ClipTextEncoder
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinydiffusion.text_encoders._bpe import (
+from tinydiffusion.text.bpe import (
     NUM_SPECIAL,
     UNITS,
     BytePairTokenizer,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tinydiffusion.text_encoders import _cache
+from tinydiffusion.text import state_cache
 from tinydiffusion.text_encoders.open_clip import OpenClipTextEncoder
 
 CAPTIONS = ["a red circle above a blue square", "A  dog's   life", "", "🙂 שלום \0 42"]
@@ -91,7 +91,7 @@ def test_remembered_states_are_the_same(encoder):
 def test_memory_is_bounded(encoder, monkeypatch):
     expected = encoder.encode(CAPTIONS)
     encoder._recent.clear()
-    monkeypatch.setattr(_cache, "MAX_BYTES", 2000)
+    monkeypatch.setattr(state_cache, "MAX_BYTES", 2000)
     for old, new in zip(expected, encoder.encode(CAPTIONS), strict=True):
         torch.testing.assert_close(old, new)
     held = sum(states.nbytes for states in encoder._recent._states.values())

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tinydiffusion.protocols import EncodingAhead
-from tinydiffusion.text_encoders import _ahead
-from tinydiffusion.text_encoders._cache import CaptionStates
-from tinydiffusion.text_encoders._packed_states import StatesFolder
+from tinydiffusion.text import ahead as text_ahead
+from tinydiffusion.text.packed_states import StatesFolder
+from tinydiffusion.text.state_cache import CaptionStates
 from tinydiffusion.text_encoders.open_clip import OpenClipTextEncoder
 
 CAPTIONS = ["a red circle above a blue square", "A  dog's   life", "🙂 שלום \0 42", "\ud800 a dog"]
@@ -77,7 +77,7 @@ def test_a_caption_that_was_not_ahead_is_run_once_and_not_kept(open_clip_folder,
 
 
 def test_shares_are_all_captions_once_and_read_each_others(open_clip_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(_ahead, "BIN", 12)
+    monkeypatch.setattr(text_ahead, "BIN", 12)
     first, second, third = (load(open_clip_folder, cache_dir=tmp_path) for _ in range(3))
     runs = [count_runs(encoder) for encoder in (first, second, third)]
     for rank, encoder in enumerate((first, second, third)):
@@ -104,7 +104,7 @@ def test_another_number_of_processes_finds_all(open_clip_folder, tmp_path):
 
 
 def test_progress_counts_the_share(open_clip_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(_ahead, "BATCH", 16)
+    monkeypatch.setattr(text_ahead, "BATCH", 16)
     told: list[tuple[int, int]] = []
     encoder = load(open_clip_folder, cache_dir=tmp_path)
     encoder.encode_ahead(MANY, progress=lambda done, total: told.append((done, total)))
@@ -116,8 +116,8 @@ def test_progress_counts_the_share(open_clip_folder, tmp_path, monkeypatch):
 
 
 def test_parts_are_bounded_and_so_is_what_a_crash_loses(open_clip_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(_ahead, "BATCH", 10)
-    monkeypatch.setattr(_ahead, "PART_BYTES", 20_000)
+    monkeypatch.setattr(text_ahead, "BATCH", 10)
+    monkeypatch.setattr(text_ahead, "PART_BYTES", 20_000)
     encoder = load(open_clip_folder, cache_dir=tmp_path)
     ran = []
 
@@ -300,8 +300,8 @@ def test_memory_is_that_of_the_index(tmp_path):
     code = f"""
 import resource, sys, torch
 from pathlib import Path
-from tinydiffusion.text_encoders._cache import CaptionStates
-from tinydiffusion.text_encoders._packed_states import StatesFolder
+from tinydiffusion.text.state_cache import CaptionStates
+from tinydiffusion.text.packed_states import StatesFolder
 store = StatesFolder(Path({str(tmp_path)!r}))
 captions = [str(n) for n in range(5000)]
 if sys.argv[1] == "write":
@@ -327,8 +327,8 @@ SCRIPT = """
 import sys, time, torch
 from pathlib import Path
 from tinydiffusion.text_encoders import _ahead
-from tinydiffusion.text_encoders._cache import CaptionStates
-from tinydiffusion.text_encoders._packed_states import StatesFolder
+from tinydiffusion.text.state_cache import CaptionStates
+from tinydiffusion.text.packed_states import StatesFolder
 _, folder, rank, count = sys.argv
 _ahead.BIN, _ahead.BATCH = 8, 4
 captions = [f"{s} number {n}" for n in range(40) for s in ("circle", "star", "a long square")]

@@ -2,7 +2,7 @@
 
 import torch
 
-from tinydiffusion.training.checkpoint import Checkpoint
+from tinydiffusion.training.checkpoints.folder import Checkpoint
 
 
 def make(value):

@@ -15,9 +15,9 @@ from torch._dynamo.utils import counters
 from tinydiffusion.build import build_objective
 from tinydiffusion.config import from_dict
 from tinydiffusion.datasets.scenes import ScenesDataset
-from tinydiffusion.processes import ALONE, joined
+from tinydiffusion.runtime.compilation import compile_trained
+from tinydiffusion.runtime.processes import ALONE, joined
 from tinydiffusion.survey import captions_of
-from tinydiffusion.training.compilation import compile_trained
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.learner import Learner
 

@@ -15,8 +15,8 @@ from torch import nn
 from tinydiffusion.build import build_objective
 from tinydiffusion.config import from_dict
 from tinydiffusion.datasets.scenes import ScenesDataset
-from tinydiffusion.errors import RunError
-from tinydiffusion.processes import joined, naming_lost_processes
+from tinydiffusion.runtime.errors import RunError
+from tinydiffusion.runtime.processes import joined, naming_lost_processes
 from tinydiffusion.survey import captions_of
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.learner import Learner

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from tinydiffusion.training.allocator import MMAP_THRESHOLDS, keep_freed_memory
+from tinydiffusion.runtime.allocator import MMAP_THRESHOLDS, keep_freed_memory
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 AGAIN = """
 import ctypes, resource, torch
-from tinydiffusion.training.allocator import M_MMAP_THRESHOLD, MMAP_THRESHOLDS, keep_freed_memory
+from tinydiffusion.runtime.allocator import M_MMAP_THRESHOLD, MMAP_THRESHOLDS, keep_freed_memory
 torch.set_num_threads(1)
 keep_freed_memory()
 mallopt = ctypes.CDLL(None).mallopt

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from tinydiffusion.errors import NonFiniteError
-from tinydiffusion.training.checkpoint import (
+from tinydiffusion.runtime.errors import NonFiniteError
+from tinydiffusion.training.checkpoints.folder import (
     FILES,
     Checkpoint,
     CheckpointError,

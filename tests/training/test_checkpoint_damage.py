@@ -18,7 +18,7 @@ import pytest
 import torch
 from checkpoint_toys import assert_is, make
 
-from tinydiffusion.training.checkpoint import FILES, CheckpointError, CheckpointFolder
+from tinydiffusion.training.checkpoints.folder import FILES, CheckpointError, CheckpointFolder
 
 ALL_FILES = (*FILES, "manifest.json")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs pipes and sparse files")

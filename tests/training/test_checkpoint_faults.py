@@ -16,14 +16,14 @@ import pytest
 from checkpoint_toys import assert_is, make
 from disk_shim import Audit, Disk, Strike, in_child, moments
 
-from tinydiffusion.training.checkpoint import (
+from tinydiffusion.runtime.signals import StopRequest
+from tinydiffusion.training.checkpoints.folder import (
     FILES,
     NAME,
     CheckpointError,
     CheckpointFolder,
     load_checkpoint,
 )
-from tinydiffusion.training.signals import StopRequest
 
 ALL_FILES = (*FILES, "manifest.json")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")

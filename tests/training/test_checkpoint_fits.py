@@ -4,7 +4,7 @@ import pytest
 import torch
 from training_toys import trainer
 
-from tinydiffusion.training.checkpoint import CheckpointError, CheckpointFolder
+from tinydiffusion.training.checkpoints.folder import CheckpointError, CheckpointFolder
 
 STATE = (
     "pictures_seen", "step", "skipped_steps", "loss_spikes", "rollbacks", "data_offset",

@@ -16,14 +16,14 @@ from torch import nn
 import tinydiffusion
 from tinydiffusion.build import decide_compilation
 from tinydiffusion.config import TrainingConfig, from_dict, load
-from tinydiffusion.errors import RunError
-from tinydiffusion.training import compilation
-from tinydiffusion.training.compilation import (
+from tinydiffusion.runtime import compilation
+from tinydiffusion.runtime.compilation import (
     compile_obstacle,
     compile_trained,
     decide,
     naming_compile_errors,
 )
+from tinydiffusion.runtime.errors import RunError
 
 ROOT = Path(tinydiffusion.__file__).parents[1]
 NO_COMPILER = compile_obstacle(torch.device("cpu"))

@@ -22,10 +22,15 @@ import pytest
 import torch
 from disk_shim import Disk, Strike, in_child, moments
 
-from tinydiffusion.cli import main
-from tinydiffusion.errors import DiskError, DiskFullError
-from tinydiffusion.training import checkpoint as module
-from tinydiffusion.training.checkpoint import NAME, Checkpoint, CheckpointFolder, load_checkpoint
+from tinydiffusion.cli.main import main
+from tinydiffusion.runtime.errors import DiskError, DiskFullError
+from tinydiffusion.training.checkpoints import folder as module
+from tinydiffusion.training.checkpoints.folder import (
+    NAME,
+    Checkpoint,
+    CheckpointFolder,
+    load_checkpoint,
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")
 NUMBERS = re.compile(r"[\d.]+ MB needed[^,]*, [\d.]+ MB free")

@@ -16,12 +16,12 @@ import pytest
 import torch
 from training_toys import FlippingPictures, assert_same_bits, learned, trainer
 
-from tinydiffusion.durable import write_synced
-from tinydiffusion.errors import DiskError, DiskFullError, NonFiniteError, WorkerError
-from tinydiffusion.locks import FolderLock
-from tinydiffusion.training import data_record
-from tinydiffusion.training.disk_wait import patiently
-from tinydiffusion.training.memory import ADVICE, naming_memory
+from tinydiffusion.runtime.disk_wait import patiently
+from tinydiffusion.runtime.durable import write_synced
+from tinydiffusion.runtime.errors import DiskError, DiskFullError, NonFiniteError, WorkerError
+from tinydiffusion.runtime.locks import FolderLock
+from tinydiffusion.runtime.memory import ADVICE, naming_memory
+from tinydiffusion.training.checkpoints import data_record
 
 
 def run_python(script, *arguments):
@@ -57,7 +57,7 @@ def test_a_hang_ends_with_the_stacks_and_code_5(tmp_path):
 
 WAITS = """
 import sys, time
-from tinydiffusion.training.watchdog import Watchdog
+from tinydiffusion.runtime.watchdog import Watchdog
 with Watchdog(0.8) as dog:
     for _ in range(8):
         time.sleep(0.2)
@@ -141,7 +141,7 @@ def failing(times, error=DiskFullError):
 
 
 def test_a_disk_that_comes_back_is_waited_for(monkeypatch):
-    monkeypatch.setattr("tinydiffusion.training.disk_wait.RETRY_EVERY", 0.05)
+    monkeypatch.setattr("tinydiffusion.runtime.disk_wait.RETRY_EVERY", 0.05)
     write, calls = failing(2)
     with pytest.warns(UserWarning, match="5.0 MB needed, 1.0 MB free. Waiting up to 5 s"):
         patiently(write, seconds=5.0, interrupted=lambda: False)
@@ -149,7 +149,7 @@ def test_a_disk_that_comes_back_is_waited_for(monkeypatch):
 
 
 def test_waiting_has_an_end(monkeypatch):
-    monkeypatch.setattr("tinydiffusion.training.disk_wait.RETRY_EVERY", 0.05)
+    monkeypatch.setattr("tinydiffusion.runtime.disk_wait.RETRY_EVERY", 0.05)
     write, _ = failing(1000)
     start = time.monotonic()
     with warnings.catch_warnings(action="ignore"), pytest.raises(DiskFullError, match="needed"):
@@ -178,7 +178,7 @@ def test_a_closed_folder_is_found_before_the_first_step(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     run = trainer(tmp_path / "run")
-    monkeypatch.setattr("tinydiffusion.training.checkpoint.make_folder", refuse)
+    monkeypatch.setattr("tinydiffusion.training.checkpoints.folder.make_folder", refuse)
     with pytest.raises(DiskError, match=r"cannot write in .*checkpoints: Permission denied"):
         run.train()
     assert run.step == 0
@@ -237,7 +237,7 @@ def test_the_pictures_of_a_diverged_run_are_named(tmp_path):
 HOLDS = """
 import sys
 from pathlib import Path
-from tinydiffusion.locks import FolderLock
+from tinydiffusion.runtime.locks import FolderLock
 with FolderLock(Path(sys.argv[2])):
     print("held", flush=True)
     sys.stdin.read()
@@ -282,7 +282,7 @@ def test_a_signal_while_saving_completes_the_checkpoint(tmp_path, monkeypatch, m
             os.kill(os.getpid(), signal.SIGINT)
         write_synced(path, data)
 
-    monkeypatch.setattr("tinydiffusion.training.checkpoint.write_synced", interrupted)
+    monkeypatch.setattr("tinydiffusion.training.checkpoints.folder.write_synced", interrupted)
     run = trainer(tmp_path)
     result = run.train()
     assert result.stopped_by == "SIGINT"

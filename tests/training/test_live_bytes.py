@@ -2,7 +2,7 @@
 
 import torch
 
-from tinydiffusion.training.live_bytes import LiveBytes
+from tinydiffusion.runtime.live_bytes import LiveBytes
 
 CPU = torch.device("cpu")
 KB = 250  # numbers of float32

@@ -14,8 +14,8 @@ import torch
 from many_processes import JOB
 
 import tinydiffusion
-from tinydiffusion.processes import ALONE
-from tinydiffusion.training.checkpoint import load_checkpoint
+from tinydiffusion.runtime.processes import ALONE
+from tinydiffusion.training.checkpoints.folder import load_checkpoint
 
 pytestmark = pytest.mark.xdist_group("training by several processes")  # `runs` once
 ROOT = str(Path(tinydiffusion.__file__).parents[1])

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from training_toys import Autoencoder, assert_same_bits, learned, trainer
 
-import tinydiffusion.training.muon as muon_module
-from tinydiffusion.processes import ALONE
-from tinydiffusion.training import precision
-from tinydiffusion.training.checkpoint import CheckpointError
-from tinydiffusion.training.muon import GuardedMuon, orthogonalised
-from tinydiffusion.training.parallel import Replicated
+import tinydiffusion.training.optimizers.muon as muon_module
+from tinydiffusion.layers import precision
+from tinydiffusion.runtime.processes import ALONE
+from tinydiffusion.training.checkpoints.folder import CheckpointError
+from tinydiffusion.training.optimizers.muon import GuardedMuon, orthogonalised
+from tinydiffusion.training.parallel.replicated import Replicated
 
 GO = torch.zeros(())
 

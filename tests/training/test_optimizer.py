@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from tinydiffusion.processes import ALONE
-from tinydiffusion.training.optimizer import Optimizer
-from tinydiffusion.training.parallel import Replicated
+from tinydiffusion.runtime.processes import ALONE
+from tinydiffusion.training.optimizers.optimizer import Optimizer
+from tinydiffusion.training.parallel.replicated import Replicated
 
 OPTIONS = {"learning_rate": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.5}
 BOTH = {**OPTIONS, "muon_modules": [""], "muon_learning_rate": 0.05}
@@ -60,9 +60,9 @@ def test_a_step_imports_no_compiler():
     """torch.optim would: two seconds at the start of every training."""
     program = (
         "import sys, torch\n"
-        "from tinydiffusion.processes import ALONE\n"
-        "from tinydiffusion.training.optimizer import Optimizer\n"
-        "from tinydiffusion.training.parallel import Replicated\n"
+        "from tinydiffusion.runtime.processes import ALONE\n"
+        "from tinydiffusion.training.optimizers.optimizer import Optimizer\n"
+        "from tinydiffusion.training.parallel.replicated import Replicated\n"
         "module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))\n"
         "optimizer = Optimizer(module, Replicated(module, ALONE), learning_rate=0.1,\n"
         "    betas=(0.9, 0.9), weight_decay=0.1, muon_modules=['0'])\n"

@@ -18,10 +18,10 @@ from training_toys import Autoencoder, assert_same_bits, learned, trainer
 from tinydiffusion import config as config_file
 from tinydiffusion import registry
 from tinydiffusion.build import build_dataset, build_objective, takes_teacher
-from tinydiffusion.commands.pack import pack
 from tinydiffusion.datasets.shards import ShardsDataset
+from tinydiffusion.packing.pack import pack
 from tinydiffusion.survey import survey
-from tinydiffusion.training.checkpoint import CheckpointFolder
+from tinydiffusion.training.checkpoints.folder import CheckpointFolder
 from tinydiffusion.training.data_order import epoch_permutation
 
 TIMES = ("seconds", "pictures_per_second", "data_wait")

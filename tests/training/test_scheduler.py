@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinydiffusion.training.scheduler import learning_rate_factor, training_progress
+from tinydiffusion.training.schedule import learning_rate_factor, training_progress
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import subprocess
 import sys
 import threading
 
-from tinydiffusion.training.signals import StopRequest
+from tinydiffusion.runtime.signals import StopRequest
 
 CAUGHT = (*StopRequest.ENDS, *StopRequest.SAVES)
 SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-from tinydiffusion.training.signals import StopRequest
+from tinydiffusion.runtime.signals import StopRequest
 with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.received == "SIGINT"

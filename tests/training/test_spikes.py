@@ -6,8 +6,8 @@ import random
 import pytest
 from training_toys import Autoencoder, assert_same_bits, learned, trainer
 
-from tinydiffusion.errors import RunError
-from tinydiffusion.training.spikes import IN_A_ROW, SpikeDetector
+from tinydiffusion.runtime.errors import RunError
+from tinydiffusion.training.log.spikes import IN_A_ROW, SpikeDetector
 from tinydiffusion.training.trainer import MAX_ROLLBACKS
 
 

@@ -7,8 +7,8 @@ import json
 import pytest
 from rich.console import Console
 
-from tinydiffusion.training.console import LiveBar, PlainLines, TimeLeft, console_tracker
-from tinydiffusion.training.trackers import JsonlTracker, TensorBoardTracker
+from tinydiffusion.training.log.console import LiveBar, PlainLines, TimeLeft, console_tracker
+from tinydiffusion.training.log.trackers import JsonlTracker, TensorBoardTracker
 
 
 def training_row(pictures_seen, speed=100.0, **more):

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from training_toys import Autoencoder, FlippingPictures, assert_same_bits, learned, trainer
 
-from tinydiffusion.errors import NonFiniteError
-from tinydiffusion.training import clock
-from tinydiffusion.training.checkpoint import CheckpointError
-from tinydiffusion.training.precision import uses_bfloat16
+from tinydiffusion.layers.precision import uses_bfloat16
+from tinydiffusion.runtime import clock
+from tinydiffusion.runtime.errors import NonFiniteError
+from tinydiffusion.training.checkpoints.folder import CheckpointError
 
 
 def rows(run_dir):

@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinydiffusion.datasets._packed import Found, PackedDataset, Skipped
-from tinydiffusion.datasets._picture_folder import read_folder
+from tinydiffusion.pictures.folder import read_folder
+from tinydiffusion.pictures.packed import Found, PackedDataset, Skipped
 
 
 class FolderDataset(PackedDataset):

@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tinydiffusion.datasets._huggingface import (
+from tinydiffusion.pictures.huggingface import (
     caption_of_cell,
     import_datasets,
     naming_load_errors,
     source_of_cell,
     two_columns,
 )
-from tinydiffusion.datasets._packed import Found, PackedDataset
+from tinydiffusion.pictures.packed import Found, PackedDataset
 
 
 class HuggingFaceDataset(PackedDataset):

@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-from tinydiffusion.datasets._huggingface import (
+from tinydiffusion.pictures.decode import PassingFaultError, UnusablePictureError
+from tinydiffusion.pictures.huggingface import (
     import_datasets,
     naming_load_errors,
     source_of_cell,
     two_columns,
 )
-from tinydiffusion.datasets._pictures import PassingFaultError, UnusablePictureError
-from tinydiffusion.datasets._row_stream import Row, RowStream
-from tinydiffusion.datasets._stand_ins import StandIns, load_example
-from tinydiffusion.datasets._views import drawn_window, middle_window, view_of
-from tinydiffusion.datasets._window import BoundedShuffle
-from tinydiffusion.hub import read_errors, reason_of
+from tinydiffusion.pictures.views import drawn_window, middle_window, view_of
 from tinydiffusion.protocols import Example
+from tinydiffusion.runtime.hub import read_errors, reason_of
+from tinydiffusion.shards.order import BoundedShuffle
+from tinydiffusion.shards.row_stream import Row, RowStream
+from tinydiffusion.shards.stand_ins import StandIns, load_example
 
 
 class HuggingFaceStreamDataset:

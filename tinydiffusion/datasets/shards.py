@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from tinydiffusion.datasets._packed import describe
-from tinydiffusion.datasets._pictures import UnusablePictureError
-from tinydiffusion.datasets._scan import Skipped
-from tinydiffusion.datasets._shard_files import find_set
-from tinydiffusion.datasets._shard_reader import ShardReader
-from tinydiffusion.datasets._stand_ins import StandIns, load_example
-from tinydiffusion.datasets._views import check_limit, drawn_window, middle_window, view_of
-from tinydiffusion.datasets._window import BoundedShuffle
+from tinydiffusion.pictures.decode import UnusablePictureError
+from tinydiffusion.pictures.packed import describe
+from tinydiffusion.pictures.scan import Skipped
+from tinydiffusion.pictures.views import check_limit, drawn_window, middle_window, view_of
 from tinydiffusion.protocols import Example
+from tinydiffusion.shards.addresses import find_set
+from tinydiffusion.shards.order import BoundedShuffle
+from tinydiffusion.shards.reader import ShardReader
+from tinydiffusion.shards.stand_ins import StandIns, load_example
 
 
 class ShardsDataset:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from tinydiffusion.datasets._packed import Found, PackedDataset, Skipped
-from tinydiffusion.datasets._samples import (
+from tinydiffusion.pictures.packed import Found, PackedDataset, Skipped
+from tinydiffusion.shards.members import (
     Sample,
     find_shards,
     index_shard,

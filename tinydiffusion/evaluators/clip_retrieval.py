@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tinydiffusion.evaluators._clip import shared_clip
-from tinydiffusion.evaluators._jackknife import jackknife_interval
-from tinydiffusion.evaluators._provenance import unverified
-from tinydiffusion.evaluators._recall import MAX_RANK, Candidates, Found, recall_rows
-from tinydiffusion.evaluators._table import Columns, RowsEvaluator
+from tinydiffusion.metrics.clip import shared_clip
+from tinydiffusion.metrics.jackknife import jackknife_interval
+from tinydiffusion.metrics.provenance import unverified
+from tinydiffusion.metrics.recall import MAX_RANK, Candidates, Found, recall_rows
+from tinydiffusion.metrics.table import Columns, RowsEvaluator
 from tinydiffusion.protocols import EvalBatch, Score
 
 CHUNK = 512

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch.nn.functional import cosine_similarity
 
-from tinydiffusion.evaluators._clip import shared_clip
-from tinydiffusion.evaluators._provenance import unverified
-from tinydiffusion.evaluators._statistics import mean_interval
-from tinydiffusion.evaluators._table import Columns, RowsEvaluator
+from tinydiffusion.metrics.clip import shared_clip
+from tinydiffusion.metrics.provenance import unverified
+from tinydiffusion.metrics.statistics import mean_interval
+from tinydiffusion.metrics.table import Columns, RowsEvaluator
 from tinydiffusion.protocols import EvalBatch, Score
 
 

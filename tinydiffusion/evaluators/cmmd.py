@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tinydiffusion.evaluators._clip import image_tower
-from tinydiffusion.evaluators._features import FeatureRows
-from tinydiffusion.evaluators._mmd import unbiased_mmd
-from tinydiffusion.evaluators._provenance import provenance, unverified
+from tinydiffusion.metrics.clip import image_tower
+from tinydiffusion.metrics.features import FeatureRows
+from tinydiffusion.metrics.mmd import unbiased_mmd
+from tinydiffusion.metrics.provenance import provenance, unverified
 from tinydiffusion.protocols import Score
 
 SIGMA = 10

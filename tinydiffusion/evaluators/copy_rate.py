@@ -9,11 +9,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tinydiffusion.evaluators._copies import Nearest, nearest
-from tinydiffusion.evaluators._features import shared_extractor
-from tinydiffusion.evaluators._provenance import provenance
-from tinydiffusion.evaluators._statistics import wilson_interval
-from tinydiffusion.evaluators._table import Columns, RowsEvaluator
+from tinydiffusion.metrics.copies import Nearest, nearest
+from tinydiffusion.metrics.features import shared_extractor
+from tinydiffusion.metrics.provenance import provenance
+from tinydiffusion.metrics.statistics import wilson_interval
+from tinydiffusion.metrics.table import Columns, RowsEvaluator
 from tinydiffusion.protocols import EvalBatch, EvaluatorState, Score
 
 QUANTILE = 0.01

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from tinydiffusion.evaluators._features import chosen_extractor
-from tinydiffusion.evaluators._frechet import FrechetEvaluator
+from tinydiffusion.metrics.features import chosen_extractor
+from tinydiffusion.metrics.frechet import FrechetEvaluator
 
 
 class FrechetDistance(FrechetEvaluator):

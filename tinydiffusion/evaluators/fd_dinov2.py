@@ -1,7 +1,7 @@
 """Fréchet distance in DINOv2's features, which were not made for the classes of ImageNet."""
 
-from tinydiffusion.evaluators._features import shared_extractor
-from tinydiffusion.evaluators._frechet import FrechetEvaluator
+from tinydiffusion.metrics.features import shared_extractor
+from tinydiffusion.metrics.frechet import FrechetEvaluator
 
 
 class DINOv2Distance(FrechetEvaluator):

@@ -1,6 +1,6 @@
 """Fréchet inception distance, TF1-compatible: the number that papers print."""
 
-from tinydiffusion.evaluators._fid import InceptionDistance, Layer
+from tinydiffusion.metrics.fid import InceptionDistance, Layer
 
 
 class FID(InceptionDistance):

@@ -1,6 +1,6 @@
 """Fréchet inception distance with clean-fid's resize: the same at any picture size."""
 
-from tinydiffusion.evaluators._fid import InceptionDistance, Layer
+from tinydiffusion.metrics.fid import InceptionDistance, Layer
 
 
 class CleanFID(InceptionDistance):

@@ -1,6 +1,6 @@
 """Fréchet inception distance with pytorch-fid's resize."""
 
-from tinydiffusion.evaluators._fid import InceptionDistance, Layer
+from tinydiffusion.metrics.fid import InceptionDistance, Layer
 
 
 class PytorchFID(InceptionDistance):

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tinydiffusion.evaluators._features import FeatureRows, shared_extractor
-from tinydiffusion.evaluators._provenance import unverified
-from tinydiffusion.evaluators._statistics import student_interval
+from tinydiffusion.metrics.features import FeatureRows, shared_extractor
+from tinydiffusion.metrics.provenance import unverified
+from tinydiffusion.metrics.statistics import student_interval
 from tinydiffusion.protocols import Score
 
 

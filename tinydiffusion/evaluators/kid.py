@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tinydiffusion.evaluators._features import FeatureRows, chosen_extractor, row_name
-from tinydiffusion.evaluators._mmd import unbiased_mmd
-from tinydiffusion.evaluators._provenance import unverified
+from tinydiffusion.metrics.features import FeatureRows, chosen_extractor, row_name
+from tinydiffusion.metrics.mmd import unbiased_mmd
+from tinydiffusion.metrics.provenance import unverified
 from tinydiffusion.protocols import Score
 
 NUM_SUBSETS, SEED = 100, 2020  # torch-fidelity's

@@ -1,7 +1,7 @@
 """Fréchet distance on small pictures: needs no weights, compares layout and colour only."""
 
-from tinydiffusion.evaluators._features import shared_extractor
-from tinydiffusion.evaluators._frechet import FrechetEvaluator
+from tinydiffusion.metrics.features import shared_extractor
+from tinydiffusion.metrics.frechet import FrechetEvaluator
 
 
 class PixelFD(FrechetEvaluator):

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tinydiffusion.evaluators._features import FeatureRows, chosen_extractor, row_name
-from tinydiffusion.evaluators._provenance import unverified
-from tinydiffusion.evaluators._statistics import mean_interval, wilson_interval
+from tinydiffusion.metrics.features import FeatureRows, chosen_extractor, row_name
+from tinydiffusion.metrics.provenance import unverified
+from tinydiffusion.metrics.statistics import mean_interval, wilson_interval
 from tinydiffusion.protocols import Score
 
 CHUNK = 256

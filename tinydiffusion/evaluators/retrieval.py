@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tinydiffusion.evaluators._features import shared_extractor
-from tinydiffusion.evaluators._provenance import provenance
-from tinydiffusion.evaluators._recall import MAX_RANK, Candidates, Found, recall_rows
-from tinydiffusion.evaluators._table import Columns, RowsEvaluator
+from tinydiffusion.metrics.features import shared_extractor
+from tinydiffusion.metrics.provenance import provenance
+from tinydiffusion.metrics.recall import MAX_RANK, Candidates, Found, recall_rows
+from tinydiffusion.metrics.table import Columns, RowsEvaluator
 from tinydiffusion.protocols import EvalBatch, Score
 
 

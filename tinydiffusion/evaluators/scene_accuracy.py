@@ -7,12 +7,12 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from tinydiffusion.evaluators import _composition as composition
-from tinydiffusion.evaluators._provenance import provenance
-from tinydiffusion.evaluators._statistics import wilson_interval
-from tinydiffusion.evaluators._table import Columns, RowsEvaluator
-from tinydiffusion.outputs import file_obstacle
+from tinydiffusion.metrics import composition as composition
+from tinydiffusion.metrics.provenance import provenance
+from tinydiffusion.metrics.statistics import wilson_interval
+from tinydiffusion.metrics.table import Columns, RowsEvaluator
 from tinydiffusion.protocols import EvalBatch, Score
+from tinydiffusion.runtime.outputs import file_obstacle
 from tinydiffusion.scenes.geneval import Prompt, ask, read_prompts, to_record, write_lines
 from tinydiffusion.scenes.judge import ATOMS, Verdict, compare
 from tinydiffusion.scenes.reading import read

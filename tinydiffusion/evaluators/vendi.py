@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tinydiffusion.evaluators._features import FeatureRows, chosen_extractor, row_name
-from tinydiffusion.evaluators._provenance import unverified
+from tinydiffusion.metrics.features import FeatureRows, chosen_extractor, row_name
+from tinydiffusion.metrics.provenance import unverified
 from tinydiffusion.protocols import Score
 
 PIXELS = {"name": "pixels", "size": 16}

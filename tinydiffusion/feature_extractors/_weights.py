@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tinydiffusion.errors import MissingWeightsError, WeightsError
-from tinydiffusion.hub import read_errors, reason_of
+from tinydiffusion.runtime.errors import MissingWeightsError, WeightsError
+from tinydiffusion.runtime.hub import read_errors, reason_of
 
 
 def file_sha256(path: Path) -> str:

@@ -8,9 +8,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from tinydiffusion.errors import WeightsError
 from tinydiffusion.feature_extractors._resize import bicubic
 from tinydiffusion.feature_extractors._weights import file_sha256, read_tensors
+from tinydiffusion.runtime.errors import WeightsError
 
 SIDE = 224
 PATCH = 14

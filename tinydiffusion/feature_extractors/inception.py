@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from tinydiffusion.errors import MissingWeightsError, WeightsError
 from tinydiffusion.feature_extractors._resize import bicubic, bilinear, tf1
 from tinydiffusion.feature_extractors._weights import file_sha256, read_tensors
+from tinydiffusion.runtime.errors import MissingWeightsError, WeightsError
 
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """The 2015 TensorFlow network of Heusel et al. (2017) as PyTorch tensors (95,628,359 bytes)."""

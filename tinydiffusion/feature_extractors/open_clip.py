@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from tinydiffusion.errors import MissingWeightsError, WeightsError
 from tinydiffusion.feature_extractors._weights import tensors_sha256
-from tinydiffusion.hub import hub_advice, read_errors, reason_of
+from tinydiffusion.runtime.errors import MissingWeightsError, WeightsError
+from tinydiffusion.runtime.hub import hub_advice, read_errors, reason_of
 
 
 class OpenCLIP:

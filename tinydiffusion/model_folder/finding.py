@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tinydiffusion.model_folder.layout import INDEX
 from tinydiffusion.model_folder.opening import ModelFolderError
-from tinydiffusion.training.checkpoint import CHECKPOINTS, CheckpointFolder, is_checkpoint
+from tinydiffusion.training.checkpoints.folder import CHECKPOINTS, CheckpointFolder, is_checkpoint
 
 MODEL = "model"
 """Folder of a run that holds its model."""

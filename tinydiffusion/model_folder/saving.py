@@ -12,8 +12,6 @@ from torch import nn
 
 from tinydiffusion import __version__
 from tinydiffusion.config import to_dict
-from tinydiffusion.durable import sync_folder, write_synced
-from tinydiffusion.errors import NonFiniteError
 from tinydiffusion.model_folder.layout import (
     CHECKSUMS,
     COMPONENTS,
@@ -25,6 +23,8 @@ from tinydiffusion.model_folder.layout import (
     network_sizes,
 )
 from tinydiffusion.model_folder.weights import first_non_finite
+from tinydiffusion.runtime.durable import sync_folder, write_synced
+from tinydiffusion.runtime.errors import NonFiniteError
 
 
 def save_model(folder: Path, model: Model) -> None:

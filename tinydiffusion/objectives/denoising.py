@@ -11,7 +11,7 @@ from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.noise import nearest_randn
 from tinydiffusion.diffusion.prediction import training_target
 from tinydiffusion.diffusion.weighting import loss_weights, spread_evenly, timesteps_of
-from tinydiffusion.objectives._pixels import to_float
+from tinydiffusion.pictures.units import to_float
 from tinydiffusion.protocols import Batch, Generators, Previewing, TextEncoder, TextStates
 
 MAX_CANDIDATES = 64

@@ -12,7 +12,7 @@ from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.noise import randn
 from tinydiffusion.diffusion.schedule import Schedule
 from tinydiffusion.diffusion.weighting import spread_evenly
-from tinydiffusion.objectives._pixels import to_float
+from tinydiffusion.pictures.units import to_float
 from tinydiffusion.protocols import Batch, Generators, TextEncoder, TextStates
 from tinydiffusion.registry import suggest
 

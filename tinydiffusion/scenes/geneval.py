@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinydiffusion.durable import replace_file
+from tinydiffusion.runtime.durable import replace_file
 from tinydiffusion.scenes.captions import parse
 from tinydiffusion.scenes.vocabulary import (
     BACKGROUNDS,

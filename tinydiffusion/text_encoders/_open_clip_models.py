@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from tinydiffusion.hub import hub_advice, read_errors, reason_of
 from tinydiffusion.registry import suggest
+from tinydiffusion.runtime.hub import hub_advice, read_errors, reason_of
 
 
 def check_architecture(architecture: dict[str, Any]) -> None:

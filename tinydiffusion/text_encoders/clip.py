@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tinydiffusion.protocols import TextStates, Tokens
-from tinydiffusion.text_encoders._bpe import BytePairTokenizer, learn_merges
-from tinydiffusion.text_encoders._captions import check_captions
-from tinydiffusion.text_encoders._words import fitting, words_of
+from tinydiffusion.text.bpe import BytePairTokenizer, learn_merges
+from tinydiffusion.text.captions import check_captions
+from tinydiffusion.text.words import fitting, words_of
 
 LONGEST = 77  # CLIP's context length
 MAX_WIDTH, MAX_LAYERS = 8192, 128

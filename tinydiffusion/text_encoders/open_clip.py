@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinydiffusion.durable import cache_root
 from tinydiffusion.protocols import TextStates, Tokens
-from tinydiffusion.text_encoders._ahead import BATCH, Progress, encode_ahead, warn_not_kept
-from tinydiffusion.text_encoders._cache import CaptionStates, RecentStates
-from tinydiffusion.text_encoders._captions import MAX_CHARACTERS, check_captions
+from tinydiffusion.runtime.durable import cache_root
+from tinydiffusion.text.ahead import BATCH, Progress, encode_ahead, warn_not_kept
+from tinydiffusion.text.captions import MAX_CHARACTERS, check_captions
+from tinydiffusion.text.packed_states import BYTES_PER_CAPTION, StatesFolder
+from tinydiffusion.text.state_cache import CaptionStates, RecentStates
 from tinydiffusion.text_encoders._open_clip_models import (
     check_architecture,
     find_architecture,
     load_tower,
 )
-from tinydiffusion.text_encoders._packed_states import BYTES_PER_CAPTION, StatesFolder
 
 CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 SAMPLED = 1000  # captions, for an estimate

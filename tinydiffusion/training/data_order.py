@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from tinydiffusion.abilities import Augmented, Streaming
-from tinydiffusion.errors import RunError, WorkerError
 from tinydiffusion.protocols import Batch, Dataset, Example
+from tinydiffusion.runtime.errors import RunError, WorkerError
 
 PREFETCHED = 2  # batches kept ready, per worker
 

@@ -8,16 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tinydiffusion.processes import ALONE, Processes
+from tinydiffusion.layers.precision import Precision, uses_bfloat16
 from tinydiffusion.protocols import Batch, Objective
-from tinydiffusion.training.checkpoint import Checkpoint, CheckpointError, difference
+from tinydiffusion.runtime.processes import ALONE, Processes
+from tinydiffusion.training.checkpoints.folder import Checkpoint, CheckpointError, difference
 from tinydiffusion.training.data_order import generator_for, seed_for
 from tinydiffusion.training.ema import EMA, trained_parameters
-from tinydiffusion.training.optimizer import Optimizer
-from tinydiffusion.training.parallel import Strategy, parallel
-from tinydiffusion.training.precision import Precision, uses_bfloat16
+from tinydiffusion.training.log.window import Scalars
+from tinydiffusion.training.optimizers.optimizer import Optimizer
+from tinydiffusion.training.parallel.choice import parallel
+from tinydiffusion.training.parallel.contract import Strategy
 from tinydiffusion.training.ranges import check_ranges
-from tinydiffusion.training.window import Scalars
 
 
 class Learner:

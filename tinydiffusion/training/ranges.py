@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tinydiffusion.registry import fits
-from tinydiffusion.training.checkpoint import CheckpointError
+from tinydiffusion.training.checkpoints.folder import CheckpointError
 
 COUNTERS = ("pictures_seen", "step", "skipped_steps", "loss_spikes", "rollbacks", "data_offset")
 """Attributes of a trainer that travel in its checkpoints."""

@@ -9,24 +9,24 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tinydiffusion.durable import replace_file, sweep
-from tinydiffusion.errors import NonFiniteError, RunError
 from tinydiffusion.protocols import Batch, Hook
-from tinydiffusion.training.agreement import Agreement
-from tinydiffusion.training.checkpoint import Checkpoint, CheckpointFolder
-from tinydiffusion.training.clock import Stopwatch
+from tinydiffusion.runtime.clock import Stopwatch
+from tinydiffusion.runtime.disk_wait import patiently
+from tinydiffusion.runtime.durable import replace_file, sweep
+from tinydiffusion.runtime.errors import NonFiniteError, RunError
+from tinydiffusion.runtime.signals import StopRequest
+from tinydiffusion.runtime.watchdog import Watchdog
+from tinydiffusion.training.checkpoints.data_record import Fingerprints, save_record
+from tinydiffusion.training.checkpoints.folder import Checkpoint, CheckpointFolder
+from tinydiffusion.training.checkpoints.identity import Identity
 from tinydiffusion.training.data_order import Batches
-from tinydiffusion.training.data_record import Fingerprints, save_record
-from tinydiffusion.training.disk_wait import patiently
-from tinydiffusion.training.hook_calls import HookCalls, crossed
-from tinydiffusion.training.identity import Identity
+from tinydiffusion.training.hooks import HookCalls, crossed
 from tinydiffusion.training.learner import Learner
+from tinydiffusion.training.log.rows import MAX_SKIPPED_IN_A_ROW, RunLog
+from tinydiffusion.training.log.trackers import Tracker
+from tinydiffusion.training.parallel.agreement import Agreement
 from tinydiffusion.training.ranges import COUNTERS, check_ranges, check_state
-from tinydiffusion.training.run_log import MAX_SKIPPED_IN_A_ROW, RunLog
-from tinydiffusion.training.scheduler import learning_rate_factor, training_progress
-from tinydiffusion.training.signals import StopRequest
-from tinydiffusion.training.trackers import Tracker
-from tinydiffusion.training.watchdog import Watchdog
+from tinydiffusion.training.schedule import learning_rate_factor, training_progress
 
 MAX_ROLLBACKS = 3
 

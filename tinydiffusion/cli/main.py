@@ -1,0 +1,178 @@
+"""The command line: reads arguments, answers `--help` without importing torch, reports mistakes."""
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from tinydiffusion import __version__, config
+from tinydiffusion.cli import (
+    compare,
+    data,
+    evaluate,
+    evaluators,
+    export,
+    merge,
+    merge_samples,
+    pack,
+    plugins,
+    prompts,
+    report,
+    sample,
+    sanity,
+    statistics,
+    train,
+)
+from tinydiffusion.cli.arguments import add_overwrite
+from tinydiffusion.runtime.errors import DiskError, RunError, UsageError
+from tinydiffusion.runtime.processes import StoppedTogether
+from tinydiffusion.runtime.streams import flush, lasting_streams
+
+SHARED = ("train", "sample", "evaluate")
+"""Commands whose work the processes of a launcher share."""
+GRACE = 2.0
+"""Seconds: a launcher ends all processes once one has ended, so the one that speaks ends first."""
+USER_MISTAKE = 2
+"""Exit code; `errors` has others. A run stopped by SIGINT ends with 130, by SIGTERM with 143."""
+
+
+class Command(Protocol):
+    """A file of this folder: a command's line in the help, its arguments, and what runs it."""
+
+    @property
+    def HELP(self) -> str: ...  # noqa: D102, N802 - a constant of a module
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        """Add its arguments."""
+        ...
+
+    @staticmethod
+    def run(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+        """Run it and return the exit code. Heavy packages are imported here."""
+        ...
+
+
+COMMANDS: dict[str, Command] = {
+    "train": train,
+    "export": export,
+    "sample": sample,
+    "merge-samples": merge_samples,
+    "evaluate": evaluate,
+    "prompts": prompts,
+    "merge": merge,
+    "statistics": statistics,
+    "compare": compare,
+    "report": report,
+    "evaluators": evaluators,
+    "data": data,
+    "pack": pack,
+    "sanity": sanity,
+    "plugins": plugins,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of a command line such as `["train", "--resume"]`."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = _show_warning
+    with lasting_streams() as streams:
+        code = _code_of(arguments)
+        flush()
+        if lost := [each.error for each in streams if each.error is not None]:
+            reason = f"the console's output is lost: {lost[0].strerror}"
+            print(f"{_who()}error: {reason}", file=sys.stderr)  # noqa: T201
+            return code or DiskError.exit_code
+        return code
+
+
+def _code_of(arguments: list[str]) -> int:
+    """Run a command line, report what ends it, and return the exit code."""
+    try:
+        return _run(arguments)
+    except (ValueError, RunError, OSError) as error:  # anything else is our mistake
+        if "--debug" in arguments:
+            raise
+        if _is_said_elsewhere(error):
+            time.sleep(GRACE)
+        else:
+            print(f"{_who()}error: {_in_one_line(error)}", file=sys.stderr)  # noqa: T201
+        return _exit_code(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, OSError):
+        return DiskError.exit_code
+    return error.exit_code if isinstance(error, RunError) else USER_MISTAKE
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return what went wrong without the number that the operating system gives it."""
+    if isinstance(error, OSError) and error.strerror:
+        name = "" if error.filename is None else f"{error.filename}: "
+        return f"{name}{error.strerror}"
+    return str(error)
+
+
+def _is_said_elsewhere(error: Exception) -> bool:
+    """Whether another process of this job says it: what is wrong in a command line, all find."""
+    if isinstance(error, (UsageError, config.ConfigError)):
+        return os.environ.get("LOCAL_RANK", "0") != "0"
+    return isinstance(error, StoppedTogether)
+
+
+def _who() -> str:
+    """Which process speaks, where there are several and it is not the main one."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"process {rank}: "
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+
+
+def _run(arguments: list[str]) -> int:
+    parser, commands = parsers()
+    name = arguments[0] if arguments else ""
+    if name not in commands:
+        parser.parse_args(arguments)
+        parser.print_help()
+        return 0
+    if name not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError(f"{name} is the work of one process; start it without a launcher")
+    return COMMANDS[name].run(commands[name], arguments[1:])
+
+
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Make the parser of the program, and that of each command by its name."""
+    parser = _Parser(prog="tinydiffusion", description="Text-to-image diffusion from scratch.")
+    parser.add_argument("--version", action="version", version=f"tinydiffusion {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands = {}
+    for name, module in COMMANDS.items():
+        command = commands[name] = subparsers.add_parser(
+            name, help=module.HELP, description=module.HELP,
+            epilog=train.epilog() if module is train else "",
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        )  # fmt: skip
+        command.add_argument("--debug", action="store_true", help="Show tracebacks.")
+        module.add_arguments(command)
+        add_overwrite(command)
+    return parser, commands
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Pictures to a report of metrics, in one process or many."""

@@ -1,0 +1,162 @@
+"""Evaluators under way: each sees the pictures that it needs, and what it raises costs only it."""
+
+import json
+import math
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from tinydiffusion.build import build_evaluators, check_metrics
+from tinydiffusion.evaluation.rows import report_row
+from tinydiffusion.evaluation.sources import QUANTISATION, Pictures
+from tinydiffusion.protocols import SOURCES, EvalBatch, Evaluator, EvaluatorState, Score
+from tinydiffusion.registry import BrokenPluginError
+from tinydiffusion.runtime.errors import MissingWeightsError, WeightsError
+
+Options = Mapping[str, dict[str, Any]]
+Failure = tuple[Literal["error", "skipped"], str]
+
+
+class Measurement:
+    """The named evaluators, what they have seen, and those that have failed.
+
+    Args:
+        evaluators: By the name that they were asked for.
+        options: By name, what they were made with.
+    """
+
+    def __init__(self, evaluators: Mapping[str, Evaluator], options: Options | None = None) -> None:
+        self.evaluators, self.options = dict(evaluators), dict(options or {})
+        self.names = list(evaluators)  # in the order of the rows
+        self.failures: dict[str, Failure] = {}
+        self.done: dict[str, int] = dict.fromkeys(
+            SOURCES, 0
+        )  # pictures looked at, the unreadable included
+        self.given: dict[str, set[str]] = {source: set() for source in SOURCES}
+        self.facts: dict[str, dict[str, Any]] = {}  # of the provenance, per evaluator
+        self.beat: Callable[[], None] = _nothing  # called whenever something has moved
+
+    @classmethod
+    def of(cls, metrics: Sequence[str], options: Options) -> "Measurement":
+        """New evaluators; one that cannot be made has its reason instead.
+
+        Raises:
+            ValueError: a metric does not exist, or an option is wrong: the user's mistakes.
+        """
+        check_metrics(metrics, options)
+        measurement = cls({}, options)
+        measurement.names = list(metrics)
+        for name in metrics:
+            chosen = {name: options[name]} if name in options else {}
+            try:
+                measurement.evaluators |= build_evaluators([name], chosen)
+            except MissingWeightsError as error:
+                measurement.fail(name, "skipped", one_line(error))
+            except (WeightsError, BrokenPluginError) as error:
+                measurement.fail(name, "error", one_line(error))
+            except ValueError:
+                raise
+            except Exception as error:  # a plug-in's own; see `isolated`
+                measurement.fail(name, "error", _described(error))
+        return measurement
+
+    def wanting(self, source: str) -> list[str]:
+        """The evaluators that still have to see the pictures of a source."""
+        return [
+            name
+            for name, evaluator in self.evaluators.items()
+            if source in evaluator.needs
+            and name not in self.failures
+            and name not in self.given[source]
+        ]
+
+    def needing(self, need: str) -> list[str]:
+        """The evaluators that have this in `needs`."""
+        return [name for name, evaluator in self.evaluators.items() if need in evaluator.needs]
+
+    def update(self, batch: EvalBatch) -> None:
+        """Show a batch to all who want its source."""
+        for name in self.wanting(batch["source"]) if len(batch["id"]) else ():
+            with self.isolated(name):
+                self.evaluators[name].update(batch)
+            self.beat()
+
+    def state(self) -> dict[str, EvaluatorState]:
+        """The state of every evaluator that has not failed."""
+        states = {}
+        for name, evaluator in self.evaluators.items():
+            if name not in self.failures:
+                with self.isolated(name):
+                    states[name] = evaluator.state()
+        return states
+
+    def load_state(self, states: Mapping[str, EvaluatorState]) -> None:
+        """Take over states in place of the present ones."""
+        for name, state in states.items():
+            with self.isolated(name):
+                self.evaluators[name].load_state(state)
+
+    def fail(self, name: str, kind: Literal["error", "skipped"], reason: str) -> None:
+        """Have a row that says why this evaluator has no number; the first reason counts."""
+        self.failures.setdefault(name, (kind, reason))
+
+    def rows(self, remarks: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Report rows of all evaluators in the order they were asked for.
+
+        Args:
+            remarks: Warnings for every row.
+        """
+        return [row for name in self.names for row in self._rows_of(name, remarks)]
+
+    def _rows_of(self, name: str, remarks: Sequence[str]) -> list[dict[str, Any]]:
+        self.beat()
+        rows: list[dict[str, Any]] = []
+        if name not in self.failures:
+            with self.isolated(name):
+                evaluator = self.evaluators[name]
+                facts = {"needs": list(evaluator.needs), "quantise": QUANTISATION}
+                provenance = {**evaluator.provenance(), **facts, **self.facts.get(name, {})}
+                rows = [report_row(score, name, provenance) for score in evaluator.compute()]
+                json.dumps(rows)  # what is no JSON raises here, not when the report is written
+        if name in self.failures:
+            kind, reason = self.failures[name]
+            empty = report_row(Score(name, math.nan, 0), name, {})
+            del empty["error"]
+            rows = [{**empty, kind: reason}]
+        return [{**row, "warnings": [*row["warnings"], *remarks]} for row in rows]
+
+    @contextmanager
+    def isolated(self, name: str) -> Iterator[None]:
+        """What an evaluator raises is noted and costs its own numbers only."""
+        try:
+            yield
+        except Exception as error:  # anything: whoever wrote the plug-in decides what it raises
+            self.fail(name, "error", _described(error))
+
+
+def measure(measurement: Measurement, pictures: Pictures, batch_size: int) -> None:
+    """Show all pictures of a source to the evaluators that want them."""
+    size = max(batch_size, pictures.block)
+    for first in range(0, len(pictures), size):
+        if not measurement.wanting(pictures.source):
+            break
+        batch = pictures.read(range(first, min(first + size, len(pictures))))
+        measurement.update(batch)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _described(error: Exception) -> str:
+    """What it is, what it says, and where it was raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    return f"{type(error).__name__}: {one_line(error)} ({where})"
+
+
+def one_line(error: Exception) -> str:
+    """The message in one line of bounded length."""
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,145 @@
+"""One evaluation by several processes: each looks at a part of the pictures, then they are one."""
+
+import glob
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tinydiffusion.evaluation.measurement import Measurement
+from tinydiffusion.evaluation.session import Saving, earlier_state, run_session
+from tinydiffusion.evaluation.sources import Pictures
+from tinydiffusion.evaluation.state_file import (
+    StateFile,
+    merge_parts,
+    progress_of,
+    resume,
+    save_state,
+)
+from tinydiffusion.protocols import SOURCES
+from tinydiffusion.runtime.parts import WHOLE, Shard
+from tinydiffusion.runtime.processes import Processes
+from tinydiffusion.runtime.watchdog import Watchdog
+
+GO_ON = "each goes on with its own part: start as many again, or remove it"
+
+
+@dataclass(frozen=True)
+class SharedSession:
+    """How the pictures of an evaluation are looked at by all processes.
+
+    Attributes:
+        context: See `StateFile`.
+        batch_size: Pictures read together; alters no number.
+        console: For the progress bar.
+        processes: Those that share the pictures.
+        watchdog: Watches each process at work, but not while it waits for others.
+    """
+
+    context: dict[str, Any]
+    batch_size: int
+    console: Console
+    processes: Processes
+    watchdog: Watchdog
+
+    def look_at(
+        self,
+        measurement: Measurement,
+        sources: Sequence[Pictures],
+        shard: Shard = WHOLE,
+        saving: Saving | None = None,
+    ) -> list[str]:
+        """As `run_session`, which each process does for its part; then all know the whole.
+
+        On the way each process saves its part in a file beside the named one, which is written at
+        the end. As many processes can go on from the parts. Collective.
+
+        Raises:
+            ValueError: as `run_session`; or the state was begun by another number of processes.
+        """
+        processes = self.processes
+        whole = processes.on_main(lambda: saving and self._finished(saving.file, shard))
+        if processes.count == 1:
+            with self.watchdog:
+                return self._run(measurement, sources, shard, saving)
+        if whole is None:
+            with processes.together(), self.watchdog:
+                part = self._part(measurement, sources, shard, saving)
+            whole = _merge(processes.gather(part))
+            if saving is not None:
+                processes.on_main(lambda: _save_whole(saving.file, whole))
+        resume(measurement, whole)
+        return whole.remarks
+
+    def _part(
+        self,
+        measurement: Measurement,
+        sources: Sequence[Pictures],
+        shard: Shard,
+        saving: Saving | None,
+    ) -> StateFile:
+        """What this process has seen of the shard: every so many-th batch of it."""
+        (number, count), processes = shard, self.processes
+        own = (number + count * processes.rank, count * processes.count)
+        if saving is not None:
+            suffix = f".{processes.rank + 1}-of-{processes.count}"
+            saving = saving._replace(file=saving.file.with_name(saving.file.name + suffix))
+        remarks = self._run(measurement, sources, own, saving)
+        states, progress = measurement.state(), progress_of(measurement)
+        return StateFile(self.context, shard, states, progress, remarks, complete=True)
+
+    def _run(
+        self,
+        measurement: Measurement,
+        sources: Sequence[Pictures],
+        shard: Shard,
+        saving: Saving | None,
+    ) -> list[str]:
+        return run_session(
+            measurement, sources, self.context, shard=shard, saving=saving,
+            batch_size=self.batch_size, console=self.console,
+        )  # fmt: skip
+
+    def _finished(self, file: Path, shard: Shard) -> StateFile | None:
+        """What several processes have finished before, if anything.
+
+        Raises:
+            ValueError: the state was begun by another number of processes.
+        """
+        if not file.exists():
+            for path, begun in sorted(_parts(file).items()):
+                if begun != self.processes.count:
+                    raise ValueError(f"{path} was begun by {begun} processes; {GO_ON}")
+            return None
+        if self.processes.count == 1:
+            return None  # `run_session` goes on from it
+        state = earlier_state(file, self.context, shard)
+        if not state.complete:
+            raise ValueError(f"{file} was begun by one process; {GO_ON}")
+        return state
+
+
+def _merge(parts: Sequence[StateFile]) -> StateFile:
+    whole = merge_parts(parts)
+    whole.shard = parts[0].shard
+    whole.progress["done"] = {
+        source: sum(part.progress["done"][source] for part in parts) for source in SOURCES
+    }
+    whole.progress["given"] = {source: list(whole.states) for source in SOURCES}
+    return whole
+
+
+def _parts(file: Path) -> dict[Path, int]:
+    """The files in which processes have saved their parts -> how many processes there were."""
+    named = re.compile(re.escape(file.name) + r"\.\d+-of-(\d+)")
+    found = ((p, named.fullmatch(p.name)) for p in file.parent.glob(f"{glob.escape(file.name)}.*"))
+    return {path: int(match[1]) for path, match in found if match}
+
+
+def _save_whole(file: Path, whole: StateFile) -> None:
+    save_state(file, whole)
+    for path in _parts(file):
+        path.unlink()

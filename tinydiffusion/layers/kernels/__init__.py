@@ -1,0 +1,1 @@
+"""Faster arithmetic for some layers on some processors."""

@@ -1,0 +1,1 @@
+"""What evaluators are made of: statistics, distances, tables, provenance."""

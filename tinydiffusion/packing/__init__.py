@@ -1,0 +1,1 @@
+"""Any data set as tar shards with a manifest."""

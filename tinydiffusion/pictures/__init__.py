@@ -1,0 +1,1 @@
+"""Files to pixels and back: folders, captions, colours, sizes, grids."""

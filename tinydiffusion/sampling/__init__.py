@@ -1,0 +1,1 @@
+"""Prompts to pictures on disk, in parts and after interruptions too."""

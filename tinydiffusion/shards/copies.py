@@ -1,0 +1,139 @@
+"""Copies of remote shards on this machine, in a folder of bounded size that processes share."""
+
+import contextlib
+import hashlib
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from io import BufferedReader
+from pathlib import Path
+
+from tinydiffusion.runtime.durable import NO_SPACE, cache_root, sweep
+from tinydiffusion.runtime.errors import DiskError, DiskFullError, RunError
+from tinydiffusion.shards.addresses import Shard, filesystem
+
+HOUR = 3600.0
+WAITS = (1.0, 5.0, 25.0)  # seconds before a copy that failed is tried again
+LOCKS = 64
+
+
+class ShardError(RunError):
+    """A shard cannot be read now, or is no longer what it was at the start."""
+
+
+class ShardCopies:
+    """Remote shards as files; those read longest ago go when there is no more room.
+
+    A shard is copied once, whatever number of processes ask for it; a reader keeps the file that it
+    has open, also where another process makes room.
+
+    Args:
+        bound: Bytes that all copies together may take.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+
+    @property
+    def folder(self) -> Path:
+        """Where the copies are, see `cache_root`."""
+        return cache_root() / "shards"
+
+    def open(self, shard: Shard) -> BufferedReader:
+        """The shard's copy, made if it is not there.
+
+        Raises:
+            ShardError: it cannot be read.
+            DiskError: it cannot be written.
+        """
+        name = hashlib.sha256(shard.stamp.encode()).hexdigest()
+        copy = self.folder / f"{name}.tar"
+        while True:  # until no other process has removed it in between
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(copy)
+                return copy.open("rb")
+            self._make_folder()
+            with _alone(self.folder / f"{int(name[:8], 16) % LOCKS}.lock"):
+                if not copy.exists():
+                    self._make_room(shard.size or 0)
+                    _fetch(shard, copy)
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(f"cannot write in {self.folder}: {error.strerror}") from error
+        sweep(self.folder, HOUR)
+
+    def _make_room(self, size: int) -> None:
+        copies: list[tuple[float, int, Path]] = []
+        for copy in self.folder.glob("*.tar"):
+            with contextlib.suppress(FileNotFoundError):
+                about = copy.stat()
+                copies.append((about.st_mtime, about.st_size, copy))
+        total = sum(taken for _, taken, _ in copies)
+        for _, taken, copy in sorted(copies):
+            if total + size <= self.bound:
+                return
+            with contextlib.suppress(PermissionError):  # Windows, where it is open
+                copy.unlink(missing_ok=True)
+                total -= taken
+
+
+def _fetch(shard: Shard, copy: Path) -> None:
+    """Copy the shard; what fails for once is tried again."""
+    for wait in WAITS:
+        try:
+            return _fetch_once(shard, copy)
+        except ShardError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise
+        time.sleep(wait)
+    return _fetch_once(shard, copy)
+
+
+def _fetch_once(shard: Shard, copy: Path) -> None:
+    unfinished = copy.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{copy.name}")
+    fs, path = filesystem(shard.place)
+    try:
+        fs.get_file(path, str(unfinished))
+        if shard.packed:
+            _check_digest(shard.place, unfinished, shard.packed.sha256)
+        unfinished.replace(copy)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise DiskFullError(
+                f"no space for {shard.size} bytes of {shard.place} in {copy.parent}; lower "
+                "cache_gb, or name a larger place in $TINYDIFFUSION_CACHE"
+            ) from error
+        raise ShardError(f"cannot read {shard.place}: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _check_digest(place: str, copy: Path, sha256: str) -> None:
+    with copy.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise ShardError(f"{place} is not what its manifest says: its SHA-256 differs")
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process or thread is inside the `with` of the same file."""
+    with lock.open("ab") as file:
+        with contextlib.suppress(OSError):  # a place that knows no locks: then it is copied twice
+            _lock(file.fileno())
+        yield
+
+
+if sys.platform == "win32":
+
+    def _lock(descriptor: int) -> None:
+        """Nothing: here a shard may be copied twice."""
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the system frees it where the process dies

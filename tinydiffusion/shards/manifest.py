@@ -1,0 +1,81 @@
+"""`manifest.json`: what a packed set holds, shard by shard, and how it was made."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tinydiffusion.pictures.captions import parse_record
+from tinydiffusion.pictures.scan import Skipped
+
+FILE = "manifest.json"
+FORMAT, VERSION = "tinydiffusion-shards", 1
+MOST = 2**53  # of a number in JSON that every reader takes for the same
+FIELDS = {"name": str, "pictures": int, "bytes": int, "sha256": str}
+
+
+class ShardRecord(NamedTuple):
+    """One shard as it was written."""
+
+    name: str
+    pictures: int
+    bytes: int
+    sha256: str  # of the file
+
+
+class Manifest(NamedTuple):
+    """All shards of a packed set, in their order."""
+
+    settings: dict[str, Any]
+    shards: list[ShardRecord]
+    skipped: Sequence[Skipped] = ()
+
+
+def dump_manifest(manifest: Manifest) -> bytes:
+    """The file's content: the same for the same manifest."""
+    reasons = Counter(item.reason.partition(":")[0] for item in manifest.skipped)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": manifest.settings,
+        "pictures": sum(shard.pictures for shard in manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "num_skipped": len(manifest.skipped),
+        "skipped_reasons": dict(sorted(reasons.items())),
+        "shards": [shard._asdict() for shard in manifest.shards],
+        "skipped": [item._asdict() for item in manifest.skipped],
+    }
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """The manifest that a file holds.
+
+    Raises:
+        ValueError: it is none, or of another version; names the file.
+    """
+    try:
+        content = parse_record(text)
+        if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+            raise ValueError(f"not of format {FORMAT!r}, version {VERSION}")
+        shards = [_record(shard) for shard in content["shards"]]
+        if len({shard.name for shard in shards}) < len(shards):
+            raise ValueError("a shard is listed twice")
+        skipped = [Skipped(item["path"], item["reason"]) for item in content["skipped"]]
+        return Manifest(content["settings"], shards, skipped)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: no manifest of packed shards: {error}") from error
+
+
+def _record(content: Any) -> ShardRecord:
+    if set(content) != set(FIELDS) or any(
+        type(content[field]) is not kind for field, kind in FIELDS.items()
+    ):
+        raise ValueError(f"a shard must have {', '.join(FIELDS)}, got {content!r:.200}")
+    record = ShardRecord(**content)
+    if not re.fullmatch(r"[\w-][\w.-]*\.tar", record.name):  # a stranger's: no way out of the set
+        raise ValueError(f"a shard named {record.name!r:.100}")
+    if not (0 <= record.pictures < MOST and 0 <= record.bytes < MOST):
+        raise ValueError(f"shard {record.name} has absurd numbers")
+    return record

@@ -1,0 +1,1 @@
+"""Captions to tokens, and the states of frozen text encoders on disk."""

@@ -1,0 +1,1 @@
+"""What a run says of its progress: rows, trackers, console."""

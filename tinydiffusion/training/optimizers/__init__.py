@@ -1,0 +1,1 @@
+"""AdamW and Muon, with steps that can be called off."""

@@ -1,0 +1,1 @@
+"""One objective in several processes."""
