@@ -1,13 +1,9 @@
 """Proves that `validation.fraction` divides a set by the content of its pictures."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent / "datasets"))
 from picture_toys import noise
 
 from tinydiffusion.build import build_training, build_validation, check_plugins

@@ -25,7 +25,13 @@ from tinydiffusion.training.checkpoints import data_record
 
 
 def run_python(script, *arguments):
-    command = [sys.executable, "-c", script, str(Path(__file__).parent), *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(Path(__file__).parents[1] / "toys"),
+        *map(str, arguments),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 

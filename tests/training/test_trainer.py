@@ -131,7 +131,7 @@ sys.exit({None: 0, "SIGTERM": 143}[run.train().stopped_by])
 
 
 def test_real_sigterm_in_a_real_process_loses_nothing(tmp_path, unbroken):
-    arguments = [tmp_path, Path(__file__).parent, torch.get_num_threads()]
+    arguments = [tmp_path, Path(__file__).parents[1] / "toys", torch.get_num_threads()]
     command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "training\n"
