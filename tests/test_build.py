@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tinydiffusion import registry
+from tinydiffusion.abilities import ABILITIES, Fingerprinted, undeclared
 from tinydiffusion.build import (
     build_dataset,
     build_evaluators,
@@ -14,7 +16,9 @@ from tinydiffusion.build import (
 from tinydiffusion.config import Config, ConfigError, DiffusionConfig
 from tinydiffusion.diffusion.noise import picture_generators
 from tinydiffusion.registry import PluginError
+from tinydiffusion.runtime.errors import SettingWarning
 from tinydiffusion.survey import SURVEYED, captions_of, spread, survey
+from tinydiffusion.training.data_order import Batches
 
 CAPTIONS = ["a red circle", "two blue squares"]
 
@@ -122,7 +126,7 @@ def test_the_order_of_the_fingerprints_is_the_data_sets():
     assert list(survey(pictures)[1]) == ["3", "2", "1", "0"]
 
 
-class NamingPictures(Pictures):
+class NamingPictures(Pictures, Fingerprinted):
     def fingerprints(self):
         return {example["id"]: f"sha of {example['id']}" for example in self.examples}
 
@@ -263,3 +267,48 @@ def test_a_device_that_is_not_there_is_named(name):
     with pytest.raises(ConfigError, match=f"training.device '{name}' is not available: ") as caught:
         pick_device(name)
     assert "\n" not in str(caught.value)
+
+
+# ---- abilities -------------------------------------------------------------------------------
+
+
+class Misleading(Pictures):
+    """Words of abilities that mean something else here."""
+
+    augment = True
+
+    def __init__(self):
+        super().__init__()
+        self.captions = ["not", "a", "method"]
+
+
+def test_an_attribute_with_an_abilitys_name_is_no_ability():
+    assert undeclared("dataset", Misleading()) == []
+    captions, _ = survey(Misleading())
+    assert captions[0] == "0 a"
+    batches = Batches(Misleading(), batch_size=2)
+    assert len(batches.batch_at(0)["caption"]) == 2
+
+
+class Undeclared(Pictures):
+    def augment(self, index, generator):
+        raise AssertionError("nobody calls this")
+
+
+def test_a_method_that_looks_like_an_ability_is_reported(monkeypatch):
+    monkeypatch.setattr(registry, "create", lambda *_, **__: Undeclared())
+    with pytest.warns(
+        SettingWarning, match=r"Undeclared has augment, which nobody calls.*Augmented"
+    ):
+        build_dataset({"name": "scenes"})
+
+
+@pytest.mark.parametrize("kind", ABILITIES)
+def test_every_plugin_of_ours_declares_what_it_can_do(kind):
+    for name in registry.builtin_names(kind):
+        loaded = registry.load(kind, name)
+        if isinstance(loaded, type):
+            methods = {
+                a: a.__abstractmethods__ for a in ABILITIES[kind] if not issubclass(loaded, a)
+            }
+            assert [a for a, names in methods.items() if names <= set(dir(loaded))] == []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from model_toys import STEPS, random_model
 
+from tinydiffusion.abilities import Captioned
 from tinydiffusion.build import prescribed_sampling
 from tinydiffusion.config import SamplingConfig
 from tinydiffusion.pipeline import TextToImage
@@ -100,7 +101,7 @@ def test_all_captions_are_asked_for_where_they_can_be_told(told, number, all_wor
         def __getitem__(self, index):
             raise AssertionError("a picture was read")
 
-    class Told(Plain):
+    class Told(Plain, Captioned):
         def captions(self) -> list[str]:
             return ["red", "green"]
 

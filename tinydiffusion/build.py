@@ -1,6 +1,7 @@
 """From the config to components: the only file that knows both."""
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from inspect import Parameter
 from typing import Any, NamedTuple
@@ -9,17 +10,13 @@ import torch
 from torch import nn
 
 from tinydiffusion import registry
-from tinydiffusion.abilities import Divisible, Streaming
+from tinydiffusion.abilities import Divisible, PrescribesSampling, Streaming, undeclared
 from tinydiffusion.config import KEYS, PLUGIN_SECTIONS, Config, ConfigError, plugin, unknown_key
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import Schedule, make_schedule
-from tinydiffusion.protocols import (
-    Dataset,
-    Evaluator,
-    PrescribesSampling,
-    TextEncoder,
-)
+from tinydiffusion.protocols import Dataset, Evaluator, TextEncoder
 from tinydiffusion.runtime.compilation import Decision, compile_obstacle, decide
+from tinydiffusion.runtime.errors import SettingWarning
 from tinydiffusion.runtime.processes import ALONE, Processes
 from tinydiffusion.training.learner import Learner
 
@@ -82,10 +79,18 @@ def _uses(config: Config) -> Iterator[_Use]:
         yield _Use(f"evaluation.options.{name}", "evaluator", name, options)
 
 
+def _create(kind: str, name: str, **options: Any) -> Any:
+    """Create a plug-in, and warn of what it seems to be able to do but does not declare."""
+    created = registry.create(kind, name, **options)
+    for remark in undeclared(kind, created):
+        warnings.warn(remark, SettingWarning, stacklevel=3)
+    return created
+
+
 def build_dataset(section: dict[str, Any]) -> Dataset:
-    """The data set that a `dataset` or `validation` section asks for."""
+    """Build the data set that a `dataset` or `validation` section asks for."""
     name, options = plugin(section)
-    return registry.create("dataset", name, **options)
+    return _create("dataset", name, **options)
 
 
 def build_training(config: Config) -> Dataset:
@@ -162,7 +167,7 @@ def build_text_encoder(
     """
     name, options = plugin(section)
     if rebuild is not None:
-        return registry.create("text_encoder", name, **rebuild)
+        return _create("text_encoder", name, **rebuild)
     loaded: Any = registry.load("text_encoder", name)
     registry.check_options("text_encoder", name, loaded.from_captions, options)
     return loaded.from_captions(captions, **options)
@@ -171,7 +176,7 @@ def build_text_encoder(
 def build_network(section: dict[str, Any], text_encoder: TextEncoder, channels: int) -> nn.Module:
     """A new network that fits the text encoder and the pictures."""
     name, options = plugin(section)
-    return registry.create(
+    return _create(
         "network",
         name,
         text_dim=text_encoder.hidden_size,
@@ -230,9 +235,7 @@ def build_objective(
                 "a model folder"
             )
         options["teacher"] = copy.deepcopy(denoiser).requires_grad_(False)
-    return registry.create(
-        "objective", name, denoiser=denoiser, text_encoder=text_encoder, **options
-    )
+    return _create("objective", name, denoiser=denoiser, text_encoder=text_encoder, **options)
 
 
 def takes_teacher(config: Config) -> bool:
@@ -254,9 +257,9 @@ def prescribed_sampling(config: Config) -> dict[str, Any]:
         objective = registry.load("objective", name)
     except registry.BrokenPluginError:
         return {}
-    if not isinstance(objective, PrescribesSampling):
-        return {}
-    return objective.prescribed_sampling(options)
+    if isinstance(objective, type) and issubclass(objective, PrescribesSampling):
+        return objective.prescribed_sampling(options)
+    return {}
 
 
 def build_learner(config: Config, objective: Any, processes: Processes = ALONE) -> Learner:
@@ -295,7 +298,7 @@ def build_evaluators(
         ConfigError: a metric that is named twice, or options for one that is not named.
     """
     check_metrics(metrics, options)
-    return {m: registry.create("evaluator", m, **options.get(m, {})) for m in metrics}
+    return {m: _create("evaluator", m, **options.get(m, {})) for m in metrics}
 
 
 def check_metrics(metrics: Sequence[str], options: Iterable[str]) -> None:

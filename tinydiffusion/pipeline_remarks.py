@@ -4,10 +4,11 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from tinydiffusion.abilities import KnowsWords
 from tinydiffusion.build import prescribed_sampling
 from tinydiffusion.config import Config, SamplingConfig
 from tinydiffusion.pictures.captions import shown as printable
-from tinydiffusion.protocols import KnowsWords, TextEncoder
+from tinydiffusion.protocols import TextEncoder
 from tinydiffusion.registry import nearest, shown
 from tinydiffusion.runtime.errors import SettingWarning
 from tinydiffusion.without_effect import SAMPLING, Guidance, idle

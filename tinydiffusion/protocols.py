@@ -10,7 +10,7 @@ Shape letters used in every annotation of this package:
     T  num_train_timesteps          S  sampling steps            N, M  numbers of samples
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
@@ -103,61 +103,6 @@ class TextEncoder(Protocol):
         ...
 
 
-@runtime_checkable
-class EncodingAhead(Protocol):
-    """A frozen text encoder that computes the states of many captions once and keeps them on disk.
-
-    Further methods of the encoder; training calls them where they are there.
-    """
-
-    def encode_ahead(
-        self,
-        captions: Iterable[str],
-        share: tuple[int, int] = (0, 1),
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        """Compute this process's share of the states that are not there yet, "" included.
-
-        On the encoder's device, with its present weights: to be called once both are as they will
-        be. Once all shares are done, `encode` only looks up.
-
-        Args:
-            captions: All captions, the same for every share; repeats cost nothing.
-            share: This process and the number of processes, as (rank, count).
-            progress: Called with the captions of the share that are done, and with their number.
-        """
-        ...
-
-    def bytes_for(self, captions: Iterable[str]) -> int:
-        """Bytes on disk that the states of these captions take; estimated where they are many."""
-        ...
-
-
-@runtime_checkable
-class KnowsWords(Protocol):
-    """A text encoder that knows which words the training captions had.
-
-    Further members of the encoder; words of a prompt that are not among them are reported. They
-    have to travel with `config()`.
-    """
-
-    words: set[str] | None  # None: too many to keep
-    all_words: bool  # whether they are of all training captions
-
-    def words_of(self, captions: Iterable[str]) -> list[str]:
-        """Return the distinct words of captions in their order, as the tokenizer sees them."""
-        ...
-
-    def learn_words(self, captions: Iterable[str], *, are_all: bool) -> None:
-        """Add the words of training captions.
-
-        Args:
-            captions: All that the training set has, or some.
-            are_all: Which of the two.
-        """
-        ...
-
-
 # ---- diffusion -------------------------------------------------------------------------------
 
 
@@ -173,32 +118,8 @@ class Network(Protocol):
     ) -> Float[Tensor, "B C H W"]: ...
 
 
-@runtime_checkable
-class Previewing(Protocol):
-    """A network that guesses a small picture from the text alone.
-
-    A further method of the network; the `denoising` objective trains it where it is there.
-    """
-
-    def preview(self, text: TextStates) -> Float[Tensor, "B C side side"]:
-        """The mean of all pictures that the text may mean, in [-1, 1], at any side."""
-        ...
-
-
 Predict = Callable[[Float[Tensor, "B C H W"], Float[Tensor, "B"]], Float[Tensor, "B C H W"]]
 """What a network is with one text: a function of sample and timesteps."""
-
-
-@runtime_checkable
-class TextFirst(Protocol):
-    """A network that computes once what the text alone decides, for many calls with one text.
-
-    A further method of the network; sampling calls it where it is there.
-    """
-
-    def with_text(self, text: TextStates) -> Predict:
-        """The network with this text, to the bit, for as long as its weights stay as they are."""
-        ...
 
 
 @runtime_checkable
@@ -251,23 +172,6 @@ class Objective(Protocol):
 
         All randomness of a picture comes from its own generator and from its position, so that
         the mean over a batch is the mean over its parts, however it is cut.
-        """
-        ...
-
-
-@runtime_checkable
-class PrescribesSampling(Protocol):
-    """An objective whose models are made for one way of sampling.
-
-    A further method of the plug-in; other settings are refused in a run and reported elsewhere.
-    """
-
-    @staticmethod
-    def prescribed_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return keys of `config.SamplingConfig` and their values, given the objective's options.
-
-        Args:
-            options: As a config has them; of a stranger's model they may lack some.
         """
         ...
 
@@ -335,15 +239,6 @@ class Evaluator(Protocol):
     def compute(self) -> list[Score]: ...
 
     def provenance(self) -> dict[str, Any]: ...
-
-
-@runtime_checkable
-class Illustrated(Protocol):
-    """An evaluator that shows pictures beside its numbers, for the report."""
-
-    def figures(self) -> Mapping[str, UInt8[Tensor, "3 H W"]]:
-        """Pictures by name, a function of the same state as `compute()`."""
-        ...
 
 
 @runtime_checkable

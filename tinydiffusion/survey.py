@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from tinydiffusion.abilities import Captioned, Fingerprinted, Streaming
+from tinydiffusion.abilities import Captioned, Fingerprinted, KnowsWords, Streaming
 from tinydiffusion.pictures.brightness import Brightness
-from tinydiffusion.protocols import Dataset, Example, KnowsWords, TextEncoder
+from tinydiffusion.protocols import Dataset, Example, TextEncoder
 
 SURVEYED = 10_000
 """Examples of a data set that `survey` looks at."""

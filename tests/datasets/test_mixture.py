@@ -113,7 +113,7 @@ def test_mistakes_are_named_by_their_key(sets, message):
 
 
 def test_a_streaming_set_is_refused(tmp_path, monkeypatch):
-    class Stream:
+    class Stream(abilities.Streaming):
         def __len__(self):
             return 1
 

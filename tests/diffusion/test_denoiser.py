@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tinydiffusion.abilities import TextFirst
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.guidance import guide
 from tinydiffusion.diffusion.prediction import training_target
@@ -101,13 +102,13 @@ def test_a_network_that_takes_the_text_first_is_told_it_once(first):
             calls.append(len(sample))
             return sample * text.pooled.mean()
 
-        if first:
+    class TellingFirst(Telling, TextFirst):
+        def with_text(self, text):
+            told.append(len(text.pooled))
+            return lambda sample, timesteps: self(sample, timesteps, text)
 
-            def with_text(self, text):
-                told.append(len(text.pooled))
-                return lambda sample, timesteps: self(sample, timesteps, text)
-
-    denoiser = Denoiser(Telling(), make().schedule, prediction_type="sample")
+    network = TellingFirst() if first else Telling()
+    denoiser = Denoiser(network, make().schedule, prediction_type="sample")
     denoise = denoiser.denoise(text_states(0.3), negative=text_states(0.1), guidance_scale=2.0)
     outputs = [denoise(noisy(sigma), torch.tensor(sigma)) for sigma in (2.0, 1.0)]
     count = len(noisy(2.0))

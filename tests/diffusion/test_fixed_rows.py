@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tinydiffusion.abilities import TextFirst
 from tinydiffusion.diffusion.fixed_rows import FixedRows
 from tinydiffusion.protocols import TextStates
 
@@ -88,7 +89,7 @@ def test_every_shape_of_picture_is_tried_for_itself():
     assert network.same == {torch.Size((3, 4, 4)): True, torch.Size((3, 6, 6)): True}
 
 
-class Remembering(Recorder):
+class Remembering(Recorder, TextFirst):
     """Counts how often it is asked for the texts of a call."""
 
     def with_text(self, text):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
+from tinydiffusion.abilities import Illustrated
 from tinydiffusion.evaluators.copy_rate import CopyRate
 from tinydiffusion.metrics.copies import nearest
-from tinydiffusion.protocols import Illustrated
 from tinydiffusion.scenes.render import render
 from tinydiffusion.scenes.sampling import sample_scene
 

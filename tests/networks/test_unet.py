@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from tinydiffusion.abilities import Previewing
 from tinydiffusion.networks.unet import UNet
-from tinydiffusion.protocols import Previewing
 
 TEXT = {"text_dim": 24, "pooled_dim": 16}
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tinydiffusion.abilities import EncodingAhead
 from tinydiffusion.config import SamplingConfig, load
 from tinydiffusion.layers.blocks import Attention
 from tinydiffusion.planning import calls
@@ -273,7 +274,7 @@ def test_as_many_pictures_fit_as_activations_and_peak_allow(run, monkeypatch, me
     assert rows["fit at once"].value == fitting
 
 
-class Ahead(ClipTextEncoder):
+class Ahead(ClipTextEncoder, EncodingAhead):
     """A frozen encoder that remembers what it has encoded, and says what that takes."""
 
     def encode(self, captions):

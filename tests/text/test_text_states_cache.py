@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tinydiffusion.protocols import EncodingAhead
+from tinydiffusion.abilities import EncodingAhead
 from tinydiffusion.text import ahead as text_ahead
 from tinydiffusion.text.packed_states import StatesFolder
 from tinydiffusion.text.state_cache import CaptionStates

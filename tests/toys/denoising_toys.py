@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from tinydiffusion.abilities import Previewing
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.schedule import make_schedule
 from tinydiffusion.objectives.denoising import DenoisingObjective
@@ -23,7 +24,7 @@ class Recorder(nn.Module):
         return self.gain * sample + text.pooled.mean(dim=1).view(-1, 1, 1, 1)
 
 
-class Guesser(Recorder):
+class Guesser(Recorder, Previewing):
     """A recorder whose preview is 2 x 2 pixels of the caption's length."""
 
     def preview(self, text):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tinydiffusion.abilities import Augmented
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.learner import Learner
 from tinydiffusion.training.trainer import Trainer
@@ -27,7 +28,7 @@ class RandomPictures:
         return {"image": self.images[index], "caption": captions, "id": str(index)}
 
 
-class FlippingPictures(RandomPictures):
+class FlippingPictures(RandomPictures, Augmented):
     """The same, half of them turned around at every visit."""
 
     def augment(self, index, generator):

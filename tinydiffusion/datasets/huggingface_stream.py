@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tinydiffusion.abilities import Fingerprinted, Selective, Streaming
 from tinydiffusion.pictures.decode import PassingFaultError, UnusablePictureError
 from tinydiffusion.pictures.huggingface import (
     import_datasets,
@@ -24,7 +25,7 @@ from tinydiffusion.shards.row_stream import Row, RowStream
 from tinydiffusion.shards.stand_ins import StandIns, load_example
 
 
-class HuggingFaceStreamDataset:
+class HuggingFaceStreamDataset(Streaming, Selective, Fingerprinted):
     """The captioned pictures of one split, streamed; ids are `part-0/row-0`, ...
 
     In training the parts of the source come in an order of their own in every epoch, and within

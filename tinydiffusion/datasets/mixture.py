@@ -27,7 +27,7 @@ MAX_LENGTH = 100_000_000
 OWN = ("name", "weight")  # keys of a set that are not options of its plug-in
 
 
-class MixtureDataset:
+class MixtureDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
     """The pictures of several data sets, mixed by weight; ids are `name-number/id`.
 
     A fixed number of places: each set has as many of them as its weight asks for, and at least one

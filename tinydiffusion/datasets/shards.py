@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from tinydiffusion.abilities import Captioned, Fingerprinted, Selective, Streaming
 from tinydiffusion.pictures.decode import UnusablePictureError
 from tinydiffusion.pictures.packed import describe
 from tinydiffusion.pictures.scan import Skipped
@@ -19,7 +20,7 @@ from tinydiffusion.shards.reader import ShardReader
 from tinydiffusion.shards.stand_ins import StandIns, load_example
 
 
-class ShardsDataset:
+class ShardsDataset(Streaming, Captioned, Selective, Fingerprinted):
     """The captioned pictures of tar shards, read when they are visited.
 
     The layout, the ids and the pixels are those of the data set `tar`. Nothing is held but where

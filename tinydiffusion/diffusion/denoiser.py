@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tinydiffusion.abilities import TextFirst
 from tinydiffusion.diffusion.guidance import Interval, check_guidance_interval, guide, is_guided
 from tinydiffusion.diffusion.prediction import check_prediction_type, to_x_0
 from tinydiffusion.diffusion.schedule import MIN_SIGNAL, Schedule
-from tinydiffusion.protocols import Denoise, Predict, TextFirst, TextStates
+from tinydiffusion.protocols import Denoise, Predict, TextStates
 
 
 class Denoiser(nn.Module):

@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from tinydiffusion.abilities import TextFirst
 from tinydiffusion.diffusion.denoiser import with_text
 from tinydiffusion.protocols import Predict, TextStates
 
 
-class FixedRows(nn.Module):
+class FixedRows(nn.Module, TextFirst):
     """A network that always sees the same number of rows, the last call filled up.
 
     Matrix kernels sum in another order for another number of rows, so the same picture in a batch

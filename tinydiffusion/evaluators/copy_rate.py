@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tinydiffusion.abilities import Illustrated
 from tinydiffusion.metrics.copies import Nearest, nearest
 from tinydiffusion.metrics.features import shared_extractor
 from tinydiffusion.metrics.provenance import provenance
@@ -22,7 +23,7 @@ MAX_HELD_OUT = 2000  # enough for the quantile: every picture more costs a searc
 NUM_PAIRS = 16
 
 
-class CopyRate(RowsEvaluator):
+class CopyRate(RowsEvaluator, Illustrated):
     """Share of generated pictures nearer to the training set than real ones ever are; 0 is best.
 
     Nearer means: at most as far from the nearest training picture as 1 % of held-out (reference)

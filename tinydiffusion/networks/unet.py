@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
+from tinydiffusion.abilities import Previewing, TextFirst
 from tinydiffusion.layers.blocks import (
     AttentionBlock,
     Downsample,
@@ -41,7 +42,7 @@ Maps = tuple[Float[Tensor, "1 K h w"], Float[Tensor, "B K h w"]]
 """What is added to a picture at the finest level whatever it shows: position, preview."""
 
 
-class UNet(nn.Module):
+class UNet(nn.Module, Previewing, TextFirst):
     """Predicts noise (or v, x_0, velocity) from a noisy picture, its timestep and a text.
 
     Residual blocks modulated by time and pooled text, attention to pixels and to text tokens on

@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tinydiffusion.abilities import Previewing
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.noise import nearest_randn
 from tinydiffusion.diffusion.prediction import training_target
 from tinydiffusion.diffusion.weighting import loss_weights, spread_evenly, timesteps_of
 from tinydiffusion.pictures.units import to_float
-from tinydiffusion.protocols import Batch, Generators, Previewing, TextEncoder, TextStates
+from tinydiffusion.protocols import Batch, Generators, TextEncoder, TextStates
 
 MAX_CANDIDATES = 64
 MAX_EVERY = 64

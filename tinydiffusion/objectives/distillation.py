@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tinydiffusion.abilities import PrescribesSampling
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.noise import randn
 from tinydiffusion.diffusion.schedule import Schedule
@@ -19,7 +20,7 @@ from tinydiffusion.registry import suggest
 SAMPLERS = ["ddpm", "euler"]
 
 
-class DistillationObjective(nn.Module):
+class DistillationObjective(nn.Module, PrescribesSampling):
     """Squared error of x_0 from which one step of the student reaches where its teacher arrives.
 
     Progressive distillation, Salimans & Ho (2022), algorithm 2

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from tinydiffusion.abilities import Augmented, Captioned, Divisible, Fingerprinted, Selective
 from tinydiffusion.pictures.captions import shown
 from tinydiffusion.pictures.depth import about_depth
 from tinydiffusion.pictures.scan import Found, Sample, Scan, Skipped, scan
@@ -26,7 +27,7 @@ class TooManySkippedError(ValueError):
         self.scan = scan
 
 
-class PackedDataset:
+class PackedDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
     """Captioned pictures in memory; what the data sets that read files have in common.
 
     Pixels are packed uint8, in memory or mapped from the cache of earlier scans. They have the size

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from tinydiffusion.abilities import EncodingAhead
 from tinydiffusion.config import TrainingConfig
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.planning.calls import measure_calls
@@ -18,7 +19,7 @@ from tinydiffusion.planning.quantity import Quantity, Section, size
 from tinydiffusion.planning.short_runs import checkpoint_remark, warm_up_remark
 from tinydiffusion.planning.step import StepCost, measure_steps
 from tinydiffusion.planning.time import Timetable
-from tinydiffusion.protocols import Dataset, EncodingAhead, TextEncoder
+from tinydiffusion.protocols import Dataset, TextEncoder
 from tinydiffusion.runtime.durable import replace_file
 from tinydiffusion.runtime.memory import naming_memory
 from tinydiffusion.training.trainer import Trainer

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tinydiffusion.abilities import EncodingAhead
 from tinydiffusion.layers.kernels.winograd import FLOPS
-from tinydiffusion.protocols import EncodingAhead, TextEncoder
+from tinydiffusion.protocols import TextEncoder
 from tinydiffusion.runtime.live_bytes import LiveBytes
 from tinydiffusion.training.trainer import Trainer
 

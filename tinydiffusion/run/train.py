@@ -12,7 +12,7 @@ from rich.progress import Progress
 from torch import nn
 
 from tinydiffusion import config as config_file
-from tinydiffusion.abilities import Captioned, Selective
+from tinydiffusion.abilities import Captioned, EncodingAhead, Selective
 from tinydiffusion.build import (
     build_evaluators,
     build_learner,
@@ -32,7 +32,7 @@ from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.planning.plan import DEVICES, plan
 from tinydiffusion.planning.short_runs import short_run_remarks, warm_up_remark
 from tinydiffusion.planning.table import print_plan
-from tinydiffusion.protocols import Dataset, EncodingAhead
+from tinydiffusion.protocols import Dataset
 from tinydiffusion.run import folder
 from tinydiffusion.run.checks import check_config, check_fits
 from tinydiffusion.run.export import about_model

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tinydiffusion.abilities import KnowsWords
 from tinydiffusion.protocols import TextStates, Tokens
 from tinydiffusion.text.bpe import BytePairTokenizer, learn_merges
 from tinydiffusion.text.captions import check_captions
@@ -19,7 +20,7 @@ SHORTEST = 3  # start-of-text, one token, end-of-text
 MAX_CONV_SIZE = 16
 
 
-class ClipTextEncoder(nn.Module):
+class ClipTextEncoder(nn.Module, KnowsWords):
     """Causal transformer over byte pairs; pooled is the final state at end-of-text.
 
     Radford et al. (2021), section 2.4, https://arxiv.org/abs/2103.00020, without the projection

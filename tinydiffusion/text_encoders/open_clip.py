@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinydiffusion.abilities import EncodingAhead
 from tinydiffusion.protocols import TextStates, Tokens
 from tinydiffusion.runtime.durable import cache_root
 from tinydiffusion.text.ahead import BATCH, Progress, encode_ahead, warn_not_kept
@@ -29,7 +30,7 @@ SAMPLED = 1000  # captions, for an estimate
 NO_VISION: Any = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
 
 
-class OpenClipTextEncoder(nn.Module):
+class OpenClipTextEncoder(nn.Module, EncodingAhead):
     """Frozen CLIP text tower: states after the final LayerNorm, pooled as `encode_text` has it.
 
     Radford et al. (2021), section 2.4, https://arxiv.org/abs/2103.00020; Ilharco et al. (2021),

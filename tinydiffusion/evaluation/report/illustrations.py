@@ -9,10 +9,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from tinydiffusion.abilities import Illustrated
 from tinydiffusion.evaluation.measurement import Measurement
 from tinydiffusion.evaluation.sources import Pictures
 from tinydiffusion.pictures.png import to_pil
-from tinydiffusion.protocols import Illustrated
 
 NUM_SHOWN = 8  # best, and as many worst, per metric
 NUM_SAMPLES = 32
