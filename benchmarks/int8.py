@@ -17,8 +17,8 @@ from _measuring import in_turns, machine, now, ratio, rounded
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from tinydiffusion.layers.kernels.int8 import int8_convolutions, int8_obstacle, pays, silu_conv2d
-from tinydiffusion.layers.kernels.winograd import Conv3x3
+from tinydiffusion.layers.convolution import Conv3x3
+from tinydiffusion.layers.kernels.int8 import conv2d, int8_convolutions, int8_obstacle, pays
 from tinydiffusion.runtime.allocator import keep_freed_memory
 from tinydiffusion.runtime.cpu import has_amx
 
@@ -57,7 +57,7 @@ class Contest:
     def int8(self, x: Tensor) -> Tensor:
         """Ours."""
         assert self.conv.bias is not None
-        return silu_conv2d(x, self.conv.weight, self.conv.bias)
+        return conv2d(F.silu(x), self.conv.weight, self.conv.bias)
 
     def call(self, way: str, x: Tensor) -> Tensor:
         """The output, under autocast where the UNet is."""

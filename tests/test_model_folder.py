@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 from model_toys import contents, random_model
 from safetensors.torch import load_file
 
+from tinydiffusion import registry
 from tinydiffusion.model_folder import saving
 from tinydiffusion.model_folder.layout import CHECKSUMS, INDEX, WEIGHTS
 from tinydiffusion.model_folder.opening import ModelFolderError
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.runtime import durable
 from tinydiffusion.runtime.errors import NonFiniteError
+from tinydiffusion.text_encoders.clip import ClipTextEncoder
 
 FILES = [
     INDEX, "network/config.json", f"network/{WEIGHTS}",
@@ -86,18 +89,32 @@ def test_a_flipped_bit_of_a_weight_is_named(copy):
 # ---- saving ----------------------------------------------------------------------------------
 
 
-def test_options_that_name_paths_stay_at_home(model, tmp_path):
+class Encoder(ClipTextEncoder):
+    """Has an option that is a path, and one whose name only sounds like one."""
+
+    def __init__(self, *, cache_dir: str | Path | None = None, num_files: int = 1):
+        raise AssertionError("nothing is built here")
+
+    def config(self):
+        return {**super().config(), "cache_dir": "/home/me", "num_files": 3}
+
+
+def test_options_that_are_paths_stay_at_home(model, tmp_path, monkeypatch):
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda k, n: Encoder if n == "clip" else load(k, n))
     config = model.config
-    secret = {"name": "clip", "width": 32, "cache_dir": "/home/me"}
-    changed = type(config)(
-        **{**vars(config), "text_encoder": secret, "network": {**config.network, "init_file": "x"}}
+    secret = {"name": "clip", "width": 32, "cache_dir": "/home/me", "num_files": 3}
+    changed = type(config)(**{**vars(config), "text_encoder": secret})
+    encoder = deepcopy(model.text_encoder)
+    encoder.__class__ = Encoder
+    TextToImage(model.network, encoder, changed, model.image_shape).save_pretrained(
+        tmp_path / "model"
     )
-    parts = (model.network, model.text_encoder, changed, model.image_shape)
-    TextToImage(*parts).save_pretrained(tmp_path / "model")
+    saved = json.loads((tmp_path / "model/text_encoder/config.json").read_text())
+    assert saved["num_files"] == 3
+    assert "cache_dir" not in saved
     for name in ("model_index.json", "network/config.json", "text_encoder/config.json"):
-        text = (tmp_path / "model" / name).read_text()
-        assert "/home/me" not in text
-        assert "init_file" not in text
+        assert "/home/me" not in (tmp_path / "model" / name).read_text()
 
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):

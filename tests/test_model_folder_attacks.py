@@ -199,8 +199,12 @@ def test_a_path_that_cannot_be_is_one_line(tmp_path, capsys, name):
     [
         ("text_encoder", {"cache_dir": "/tmp"}),
         ("text_encoder", {"width": [{"bpe_path": "/etc/passwd"}]}),
-        ("network", {"init_file": "x"}),
-        ("network", {"PATH": "x"}),
+        ("network", {"init": "/etc/passwd"}),
+        ("network", {"init": "../secret"}),
+        ("network", {"init": "~/secret"}),
+        ("network", {"init": "C:\\secret"}),
+        ("network", {"init": "s3://bucket/secret"}),
+        ("text_encoder", {"model": {"name": "local-dir:secret"}}),
     ],
 )
 def test_options_of_a_component_name_no_paths(copy, component, options):

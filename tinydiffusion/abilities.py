@@ -196,6 +196,23 @@ class PrescribesSampling(ABC):
         ...
 
 
+class Stateful(ABC):
+    """An objective that remembers more than its parameters and its persistent buffers.
+
+    Both are in every checkpoint without this ability.
+    """
+
+    @abstractmethod
+    def state(self) -> Mapping[str, Tensor]:
+        """Return what a resumed run has to know; the same names and shapes at every time."""
+        ...
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned in another process."""
+        ...
+
+
 # ---- evaluators ------------------------------------------------------------------------------
 
 
@@ -212,7 +229,7 @@ ABILITIES: dict[str, tuple[type, ...]] = {
     "dataset": (Augmented, Streaming, Captioned, Selective, Divisible, Fingerprinted),
     "text_encoder": (EncodingAhead, KnowsWords),
     "network": (Previewing, TextFirst),
-    "objective": (PrescribesSampling,),
+    "objective": (PrescribesSampling, Stateful),
     "evaluator": (Illustrated,),
 }
 """Plug-in kind -> abilities that it may declare."""

@@ -162,7 +162,8 @@ class Objective(Protocol):
     """Turns a batch into one number to be made small; an `nn.Module` holding what it trains.
 
     The trainer knows nothing else: `parameters()` that require a gradient are trained, averaged
-    (EMA) and saved; every other tensor of `state_dict()` is left out.
+    (EMA) and saved; persistent buffers are saved as they are, parameters without a gradient are
+    not, as they do not change. What else it must remember: `abilities.Stateful`.
     """
 
     def loss(

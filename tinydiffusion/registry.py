@@ -143,6 +143,18 @@ def options_of(plugin: Callable[..., Any]) -> dict[str, inspect.Parameter] | Non
     return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
+def path_options(kind: str, name: str) -> set[str]:
+    """List the options of a plug-in that name files or folders: those that may be a `Path`.
+
+    Raises:
+        PluginError: there is no such plug-in.
+    """
+    plugin: Any = load(kind, name)
+    makers = [plugin, plugin.from_captions] if kind == "text_encoder" else [plugin]
+    options = [item for maker in makers for item in (options_of(maker) or {}).items()]
+    return {n for n, p in options if Path in (p.annotation, *get_args(p.annotation))}
+
+
 def takes(plugin: Callable[..., Any], option: str) -> bool:
     """Whether the plug-in declares this keyword argument."""
     return option in inspect.signature(plugin).parameters

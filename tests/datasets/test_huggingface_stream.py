@@ -186,9 +186,9 @@ def test_parts_whose_length_is_known_are_not_read_again(parts):
 
 
 def test_more_files_than_parts(tmp_path, monkeypatch):
-    from tinydiffusion.datasets import _row_stream
+    from tinydiffusion.shards import row_stream
 
-    monkeypatch.setattr(_row_stream, "MAX_PARTS", 2)
+    monkeypatch.setattr(row_stream, "MAX_PARTS", 2)
     for part in range(5):
         write_part(tmp_path, part, image=[encode(quadrants())], text=[str(part)])
     dataset = load(tmp_path, num_examples=5, window=2)

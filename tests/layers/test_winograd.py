@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinydiffusion.layers.kernels.winograd import Conv3x3, pays, winograd_conv2d
-from tinydiffusion.networks import _winograd
+from tinydiffusion.layers.convolution import Conv3x3
+from tinydiffusion.layers.kernels import winograd
+from tinydiffusion.layers.kernels.winograd import pays, winograd_conv2d
 from tinydiffusion.networks.unet import UNet
 from tinydiffusion.protocols import TextStates
 
@@ -94,7 +95,7 @@ def test_its_flops_are_those_of_the_convolution():
     leaves = [leaf.requires_grad_() for leaf in inputs(2, 3, 5, 4, 8)]
     counts = []
     for convolution in (winograd_conv2d, convolved):
-        with FlopCounterMode(display=False, custom_mapping=_winograd.FLOPS) as counter:
+        with FlopCounterMode(display=False, custom_mapping=winograd.FLOPS) as counter:
             convolution(*leaves).sum().backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
@@ -111,7 +112,7 @@ def test_other_sizes_are_refused(size):
 
 @pytest.fixture
 def no_amx(monkeypatch):
-    monkeypatch.setattr(_winograd, "HAS_AMX", False)
+    monkeypatch.setattr(winograd, "HAS_AMX", False)
 
 
 @pytest.mark.usefixtures("no_amx")
@@ -139,7 +140,7 @@ def test_it_does_not_pay_elsewhere(shape, out_channels, dtype, device):
 
 
 def test_amx_is_faster_in_bfloat16_and_unknown_in_float32(monkeypatch):
-    monkeypatch.setattr(_winograd, "HAS_AMX", True)
+    monkeypatch.setattr(winograd, "HAS_AMX", True)
     assert not pays(WIDE, 256, torch.bfloat16, CPU)
     assert pays(WIDE, 256, torch.float32, CPU)
 
@@ -153,7 +154,7 @@ def test_the_layer_is_a_convolution_with_the_same_parameters(monkeypatch, bfloat
     x = torch.randn(4, 192, 32, 32)
     calls = []
     monkeypatch.setattr(
-        _winograd, "winograd_conv2d", lambda *given: calls.append(given) or winograd_conv2d(*given)
+        winograd, "winograd_conv2d", lambda *given: calls.append(given) or winograd_conv2d(*given)
     )
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         mine, theirs = layer(x), usual(x)
@@ -175,14 +176,14 @@ def test_a_wide_unet_has_the_same_gradients_either_way(monkeypatch, text_inputs,
     )  # fmt: skip
     sample, timesteps, (states, mask, pooled) = text_inputs(16, 24, 16, 6)
     found = []
-    used = _winograd.winograd_conv2d
+    used = winograd.winograd_conv2d
     calls = []
     monkeypatch.setattr(
-        _winograd, "winograd_conv2d", lambda *given: calls.append(given) or used(*given)
+        winograd, "winograd_conv2d", lambda *given: calls.append(given) or used(*given)
     )
     for is_used in (True, False):
         if not is_used:
-            monkeypatch.setattr(_winograd, "pays", lambda *_: False)
+            monkeypatch.setattr(winograd, "pays", lambda *_: False)
         network.zero_grad()
         output = network(sample, timesteps, TextStates(states, mask, pooled))
         output.square().mean().backward()

@@ -326,11 +326,11 @@ else:
 SCRIPT = """
 import sys, time, torch
 from pathlib import Path
-from tinydiffusion.text_encoders import _ahead
+from tinydiffusion.text import ahead
 from tinydiffusion.text.state_cache import CaptionStates
 from tinydiffusion.text.packed_states import StatesFolder
 _, folder, rank, count = sys.argv
-_ahead.BIN, _ahead.BATCH = 8, 4
+ahead.BIN, ahead.BATCH = 8, 4
 captions = [f"{s} number {n}" for n in range(40) for s in ("circle", "star", "a long square")]
 ran = []
 def run(batch):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tinydiffusion.abilities import Augmented
+from tinydiffusion.training.checkpoints.folder import PARTS
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.learner import Learner
 from tinydiffusion.training.trainer import Trainer
@@ -86,9 +87,9 @@ def trainer(run_dir: Path, *, objective=None, dataset=None, batch_size=4, worker
 
 
 def learned(trainer):
-    """Every tensor that a run has produced: weights, average, optimizer state."""
+    """Every tensor of a run: weights, average, optimizer state, what the objective remembers."""
     checkpoint = trainer.learner.checkpoint({})
-    parts = {"model": checkpoint.model, "ema": checkpoint.ema, "optimizer": checkpoint.optimizer}
+    parts = {part: getattr(checkpoint, part) for part in PARTS}
     return {f"{part}/{n}": t.clone() for part, tensors in parts.items() for n, t in tensors.items()}
 
 

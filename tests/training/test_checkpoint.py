@@ -8,6 +8,7 @@ import torch
 from tinydiffusion.runtime.errors import NonFiniteError
 from tinydiffusion.training.checkpoints.folder import (
     FILES,
+    PARTS,
     Checkpoint,
     CheckpointError,
     CheckpointFolder,
@@ -21,12 +22,13 @@ def make(value=1.0):
         model={"weight": torch.full((2, 3), value)},
         ema={"weight": torch.full((2, 3), value / 2)},
         optimizer={"weight/step": torch.tensor(value)},
+        objective={"codebook": torch.full((2,), value)},
         state={"value": value, "identity": {"a": {"b": 1}}},
     )
 
 
 def assert_is(checkpoint, value):
-    for part in ("model", "ema", "optimizer"):
+    for part in PARTS:
         torch.testing.assert_close(getattr(checkpoint, part), getattr(make(value), part))
     assert checkpoint.state == make(value).state
 

@@ -207,7 +207,7 @@ def header(text: bytes, length: int | None = None) -> bytes:
     return length.to_bytes(8, "little") + text
 
 
-@pytest.mark.parametrize("name", FILES[:3])
+@pytest.mark.parametrize("name", FILES[:4])
 @pytest.mark.parametrize(
     "data",
     [

@@ -42,7 +42,7 @@ READ_ONLY, PRIVATE = 1, 1 << 18 | 1 << 14  # of mount(2)
 
 def make(value, size=1):
     weight = {"weight": torch.full((size,), value)}
-    return Checkpoint(model=weight, ema=weight, optimizer=weight, state={"value": value})
+    return Checkpoint(weight, weight, weight, {}, state={"value": value})
 
 
 def values(folder):

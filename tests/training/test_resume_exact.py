@@ -17,11 +17,12 @@ from training_toys import Autoencoder, assert_same_bits, learned, trainer
 
 from tinydiffusion import config as config_file
 from tinydiffusion import registry
+from tinydiffusion.abilities import Stateful
 from tinydiffusion.build import build_dataset, build_objective, takes_teacher
 from tinydiffusion.datasets.shards import ShardsDataset
 from tinydiffusion.packing.pack import pack
 from tinydiffusion.survey import survey
-from tinydiffusion.training.checkpoints.folder import CheckpointFolder
+from tinydiffusion.training.checkpoints.folder import CheckpointError, CheckpointFolder
 from tinydiffusion.training.data_order import epoch_permutation
 
 TIMES = ("seconds", "pictures_per_second", "data_wait")
@@ -331,3 +332,48 @@ def test_stopped_in_the_middle_of_a_tar_shard(tmp_path, workers):
     resumed.resume()
     assert resumed.train().pictures_seen == 160
     assert_same_bits(learned(resumed), learned(unbroken))
+
+
+class Remembering(Autoencoder, Stateful):
+    """Keeps a codebook by moving average, and counts what it has seen in a controller."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("codebook", torch.zeros(3))
+        self.register_buffer("scratch", torch.zeros(1), persistent=False)
+        self.weight = torch.ones(())
+
+    def loss(self, batch, generators):
+        loss, scalars = super().loss(batch, generators)
+        mean = (batch["image"].float() / 255).mean(dim=(0, 2, 3))
+        self.codebook.lerp_(mean, 0.1)
+        self.scratch.add_(1)
+        self.weight = self.weight * (1 + self.codebook.mean() / 100)
+        return loss * self.weight + (loss * self.codebook.mean()).detach(), scalars
+
+    def state(self):
+        return {"weight": self.weight}
+
+    def load_state(self, state):
+        self.weight = state["weight"].clone()
+
+
+def test_buffers_and_state_of_an_objective_resume_exactly(tmp_path):
+    def run():
+        return trainer(tmp_path, objective=Remembering())
+
+    unbroken, resumed = run(), run()
+    unbroken.train()
+    resumed.resume(resumed.checkpoints.list()[0])
+    assert 0 < resumed.pictures_seen < 160
+    resumed.train()
+    ours, theirs = learned(resumed), learned(unbroken)
+    assert {"objective/codebook", "objective/state/weight"} <= ours.keys()
+    assert "objective/scratch" not in ours
+    assert_same_bits(ours, theirs)
+
+
+def test_an_objective_that_remembers_something_else_is_refused(tmp_path):
+    trainer(tmp_path, objective=Remembering()).train()
+    with pytest.raises(CheckpointError, match=r"of another objective:\n  .*codebook"):
+        trainer(tmp_path, objective=Autoencoder()).resume()

@@ -127,7 +127,7 @@ def _at_scale_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--shard", type=shard, default=(1, 1), metavar="I/N",
-        help="Look at every N-th picture only, beginning with the I-th; see `merge`.",
+        help="Look at the I-th of N parts of the pictures only; see `merge`.",
     )  # fmt: skip
     add(
         "--state", type=OutputFile(continued=True), metavar="FILE",

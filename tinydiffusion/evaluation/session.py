@@ -17,7 +17,7 @@ from tinydiffusion.evaluation.state_file import (
     resume,
     save_state,
 )
-from tinydiffusion.runtime.parts import Shard, difference
+from tinydiffusion.runtime.parts import Shard, difference, share
 
 
 class Saving(NamedTuple):
@@ -28,10 +28,13 @@ class Saving(NamedTuple):
 
 
 def shard_ids(pictures: Pictures, shard: Shard) -> list[int]:
-    """The numbers of one shard: those of the others lie between them."""
-    number, count = shard
-    size = pictures.block
-    return [i for i in range(len(pictures)) if i // size % count == number - 1]
+    """List the numbers of one part: whole blocks that follow each other, as `parts.share` has them.
+
+    The parts of processes that share a part are the parts of a finer division.
+    """
+    size, total = pictures.block, len(pictures)
+    blocks = share(range(-(-total // size)), shard)
+    return [i for block in blocks for i in range(block * size, min((block + 1) * size, total))]
 
 
 def run_session(

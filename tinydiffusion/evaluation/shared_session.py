@@ -81,9 +81,9 @@ class SharedSession:
         shard: Shard,
         saving: Saving | None,
     ) -> StateFile:
-        """What this process has seen of the shard: every so many-th batch of it."""
+        """Look at this process's part of the shard, and return what it has seen."""
         (number, count), processes = shard, self.processes
-        own = (number + count * processes.rank, count * processes.count)
+        own = ((number - 1) * processes.count + processes.rank + 1, count * processes.count)
         if saving is not None:
             suffix = f".{processes.rank + 1}-of-{processes.count}"
             saving = saving._replace(file=saving.file.with_name(saving.file.name + suffix))

@@ -9,8 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tinydiffusion.layers.kernels import int8
-from tinydiffusion.layers.kernels.winograd import Conv3x3
+from tinydiffusion.layers.convolution import Conv3x3
 from tinydiffusion.protocols import TextStates
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -123,23 +122,12 @@ class ResBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C H W"], cond: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B C2 H W"]:
-        h = _silu_conv(self.norm1(x), self.conv1)
+        h = self.conv1(silu(self.norm1(x)))
         scale, shift = rearrange(self.modulation(cond), "b (two c) -> two b c 1 1", two=2)
         h = self.norm2(h)
         # Not addcmul, whose backward is slow on CPUs.
         h = add(h * (1 + scale) if torch.is_grad_enabled() else h.mul_(1 + scale), shift)
-        return add(_silu_conv(h, self.conv2, self.dropout), self.shortcut(x))
-
-
-def _silu_conv(
-    x: Float[Tensor, "B C H W"], conv: Conv3x3, dropout: nn.Dropout | None = None
-) -> Float[Tensor, "B K H W"]:
-    """The convolution of SiLU(x), which may be written over x where nothing learns from it."""
-    if int8.pays(x, conv.out_channels):
-        assert conv.bias is not None
-        return int8.silu_conv2d(x, conv.weight, conv.bias)
-    h = silu(x)
-    return conv(h if dropout is None else dropout(h))
+        return add(self.conv2(self.dropout(silu(h))), self.shortcut(x))
 
 
 def silu(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:

@@ -7,12 +7,12 @@ text_encoder/...                              likewise
 pipeline.py                                   for diffusers; never run or read here
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from tinydiffusion import registry
 from tinydiffusion.config import Config
 from tinydiffusion.protocols import TextEncoder
 
@@ -30,9 +30,6 @@ __all__ = ["Component", "TextToImagePipeline"]
 '''
 """`pipeline.py` of a model folder and of its components: diffusers loads classes from there."""
 
-PATH_OPTION = re.compile(r"(.*_)?(path|dir|directory|file|folder|root)s?", re.IGNORECASE)
-"""Options that name files: dropped when a model is saved, refused when one is opened."""
-
 
 class Model(NamedTuple):
     """What a model folder holds."""
@@ -41,6 +38,17 @@ class Model(NamedTuple):
     text_encoder: Any  # see protocols.TextEncoder; a module
     config: Config
     image_shape: tuple[int, ...]  # C, H, W
+
+
+def portable(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what names files of this machine, see `registry.path_options`.
+
+    Args:
+        kind: Of a component.
+        options: Its section of the config, or its `config.json`; with the plug-in's name.
+    """
+    paths = registry.path_options(kind, options["name"])
+    return {name: value for name, value in options.items() if name not in paths}
 
 
 def network_sizes(text_encoder: TextEncoder, image_shape: Sequence[int]) -> dict[str, int]:

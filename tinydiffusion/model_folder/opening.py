@@ -5,9 +5,11 @@ checked before memory is taken, and they cannot name code or paths.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ from tinydiffusion.model_folder.layout import (
     CHECKSUMS,
     COMPONENTS,
     INDEX,
-    PATH_OPTION,
     WEIGHTS,
     Model,
     network_sizes,
@@ -28,6 +29,9 @@ from tinydiffusion.model_folder.layout import (
 from tinydiffusion.model_folder.weights import build_fitting, load_weights, read_header
 
 MAX_CHANNELS, MAX_SIDE = 4, 2048
+
+PLACE = re.compile(r"^[/\\~]|^[A-Za-z]:[/\\]|(^|[/\\:])\.\.([/\\]|$)|://|^local-dir:")
+"""A value that names a place: from a root or a home, upwards, or an address."""
 
 
 class ModelFolderError(ValueError):
@@ -93,7 +97,7 @@ def load_component(folder: Path, *, trust_plugins: bool = False) -> nn.Module:
         header = read_header(file)
     with reading(root, f"{kind}/config.json") as file:
         name, options = plugin(_read_json(file))
-        _check_options(name, options, trust_plugins)
+        _check_options(kind, name, options, trust_plugins)
         _verify(file, checksums[f"{kind}/config.json"])
         if not _is_module_class(registry.load(kind, name)):
             raise ValueError(f"{kind} {name!r} is not a class of nn.Module")
@@ -156,11 +160,13 @@ def _verify(file: Path, sha256: str) -> None:
             raise ValueError(f"its sha256 is not the one in {INDEX}: damaged, or edited")
 
 
-def _check_options(name: Any, options: dict[str, Any], trust_plugins: bool) -> None:
+def _check_options(kind: str, name: Any, options: dict[str, Any], trust_plugins: bool) -> None:
     if not isinstance(name, str):
         raise ValueError(f"name must be a text, got {name!r}")
     _check_trust(name, trust_plugins)
-    if found := next(_path_options(options), None):
+    declared = registry.path_options(kind, name)
+    named = (option for option in declared if options.get(option) is not None)
+    if found := next(chain(named, _naming_places(options)), None):
         raise ValueError(f"the option {found!r} names a path; a model folder may not")
 
 
@@ -195,16 +201,19 @@ def _names(options: Any) -> Iterator[str]:
             yield from _names(value)
 
 
-def _path_options(options: Any) -> Iterator[str]:
-    """Names of options, nested ones too, that are set to a path."""
+def _naming_places(options: Any) -> Iterator[str]:
+    """Find options, nested ones too, whose value is a place on a disk or an address.
+
+    Texts of lists are left out: words of a vocabulary may be anything.
+    """
     if isinstance(options, list):
         for item in options:
-            yield from _path_options(item)
+            yield from _naming_places(item)
     elif isinstance(options, dict):
         for name, value in options.items():
-            if PATH_OPTION.fullmatch(name) and value is not None:
+            if isinstance(value, str) and PLACE.search(value):
                 yield name
-            yield from _path_options(value)
+            yield from _naming_places(value)
 
 
 def _is_module_class(loaded: Any) -> bool:

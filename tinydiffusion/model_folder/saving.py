@@ -16,11 +16,11 @@ from tinydiffusion.model_folder.layout import (
     CHECKSUMS,
     COMPONENTS,
     INDEX,
-    PATH_OPTION,
     PIPELINE_SOURCE,
     WEIGHTS,
     Model,
     network_sizes,
+    portable,
 )
 from tinydiffusion.model_folder.weights import first_non_finite
 from tinydiffusion.runtime.durable import sync_folder, write_synced
@@ -43,7 +43,7 @@ def save_model(folder: Path, model: Model) -> None:
     }
     files = {"pipeline.py": PIPELINE_SOURCE.encode()}
     for kind, module in zip(COMPONENTS, model[:2], strict=True):
-        files |= _component_files(kind, module, _without_paths(options[kind]))
+        files |= _component_files(kind, module, portable(kind, options[kind]))
     checksums = {
         name: hashlib.sha256(data).hexdigest()
         for name, data in files.items()
@@ -76,7 +76,7 @@ def _index(model: Model, checksums: Mapping[str, str]) -> dict[str, Any]:
     config = to_dict(model.config)
     config["init_from"] = None  # a path of the machine that trained it
     for kind in COMPONENTS:
-        config[kind] = _without_paths(config[kind])
+        config[kind] = portable(kind, config[kind])
     return {
         "_class_name": ["pipeline", "TextToImagePipeline"],
         "_tinydiffusion_version": __version__,
@@ -85,10 +85,6 @@ def _index(model: Model, checksums: Mapping[str, str]) -> dict[str, Any]:
         "tinydiffusion_config": config,
         CHECKSUMS: checksums,
     }
-
-
-def _without_paths(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if not PATH_OPTION.fullmatch(name)}
 
 
 def _json_bytes(value: Any) -> bytes:

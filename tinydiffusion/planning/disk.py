@@ -114,7 +114,7 @@ def bytes_per_second(folder: Path, num_bytes: int) -> float:
         naming_disk_errors(place, values.nbytes, all_errors=True),
         tempfile.TemporaryDirectory(prefix=".plan-", dir=place) as trial,
     ):
-        checkpoint = Checkpoint({"values": values}, {}, {}, {})
+        checkpoint = Checkpoint({"values": values}, {}, {}, {}, {})
         start = perf_counter()
         CheckpointFolder(Path(trial)).save(checkpoint, pictures_seen=0)
         return values.nbytes / (perf_counter() - start)

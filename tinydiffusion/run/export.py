@@ -23,6 +23,7 @@ from tinydiffusion.training.checkpoints.folder import (
     load_checkpoint,
 )
 from tinydiffusion.training.ema import trained_parameters
+from tinydiffusion.training.learner import remember
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -105,6 +106,7 @@ def _model(path: Path, checkpoint: Checkpoint) -> Model:
         None if start is None else (start.network, start.text_encoder),
     )
     _load_average(path, checkpoint, trained_parameters(objective))
+    remember(objective, checkpoint.objective)
     return Model(objective.denoiser.network, objective.text_encoder, config, image_shape)
 
 

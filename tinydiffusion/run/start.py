@@ -9,7 +9,7 @@ from torch import nn
 from tinydiffusion.build import build_network
 from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.model_folder.finding import find_model
-from tinydiffusion.model_folder.layout import INDEX, PATH_OPTION
+from tinydiffusion.model_folder.layout import INDEX, portable
 from tinydiffusion.model_folder.opening import open_model
 
 
@@ -46,8 +46,7 @@ def starting_model(config: Config) -> Start | None:
 
 def _options(config: Config, section: str) -> dict[str, Any]:
     options = getattr(config, section)
-    options = options if isinstance(options, dict) else vars(options)
-    return {key: value for key, value in options.items() if not PATH_OPTION.fullmatch(key)}
+    return portable(section, options) if isinstance(options, dict) else vars(options)
 
 
 def _shapes(module: nn.Module) -> dict[str, list[int]]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tinydiffusion.abilities import Stateful
 from tinydiffusion.layers.precision import Precision, uses_bfloat16
 from tinydiffusion.protocols import Batch, Objective
 from tinydiffusion.runtime.processes import ALONE, Processes
@@ -19,6 +20,9 @@ from tinydiffusion.training.optimizers.optimizer import Optimizer
 from tinydiffusion.training.parallel.choice import parallel
 from tinydiffusion.training.parallel.contract import Strategy
 from tinydiffusion.training.ranges import check_ranges
+
+STATE = "state/"
+"""Prefix of what a `Stateful` objective remembers, in a checkpoint."""
 
 
 class Learner:
@@ -158,7 +162,9 @@ class Learner:
         model = {name: p.detach() for name, p in self.parameters.items()}
         parts = (model, self.ema.weights, self.optimizer.named_state())
         wholes = [self._wholes(part) for part in parts]
-        return Checkpoint(*wholes, state={**state, "ema_updates": self.ema.num_updates})
+        own = remembered(self.parallel.objective) if self.processes.is_main else {}
+        state = {**state, "ema_updates": self.ema.num_updates}
+        return Checkpoint(*wholes, objective=own, state=state)
 
     def _wholes(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         wholes: dict[str, Tensor] = {}
@@ -171,7 +177,8 @@ class Learner:
     def checkpoint_bytes(self) -> int:
         """About how much a checkpoint takes: weights, their average, and two moments of each."""
         sizes = [shape.numel() for shape in self.parallel.shapes.values()]
-        return 4 * 4 * sum(sizes) + 2**20
+        own = sum(tensor.nbytes for tensor in remembered(self.parallel.objective).values())
+        return 4 * 4 * sum(sizes) + own + 2**20
 
     @torch.no_grad()
     def load(self, checkpoint: Checkpoint) -> None:
@@ -189,6 +196,7 @@ class Learner:
             ("model", checkpoint.model, self.parameters),
             ("average (EMA)", checkpoint.ema, self.ema.weights),
             ("optimizer (muon_modules?)", checkpoint.optimizer, optimizer),
+            ("objective", checkpoint.objective, remembered(self.parallel.objective)),
         ):
             if changed := difference(_kinds(saved), self._whole_kinds(present)):
                 lines = [f"{name}: {kinds}" for name, kinds in changed.items()]
@@ -199,6 +207,9 @@ class Learner:
             self.parameters[name].copy_(weight)
         self.ema.load(dict(self._parts(checkpoint.ema)), checkpoint.state["ema_updates"])
         self.optimizer.load_named_state(dict(self._parts(checkpoint.optimizer)))
+        own = checkpoint.objective
+        handed = {key: self.processes.hand_out(own[key]).to(self.device) for key in sorted(own)}
+        remember(self.parallel.objective, handed)
 
     def _parts(self, wholes: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """What this process holds of the main process's tensors, one after the other."""
@@ -210,9 +221,33 @@ class Learner:
         kinds = _kinds(parts)
         for key, part in parts.items():
             name = _parameter_of(key)
-            if part.shape == self.parameters[name].shape:
+            if name in self.parameters and part.shape == self.parameters[name].shape:
                 kinds[key][:-1] = self.parallel.shapes[name]
         return kinds
+
+
+def remembered(objective: nn.Module) -> dict[str, Tensor]:
+    """Collect what an objective must remember beside its trained parameters.
+
+    Returns:
+        Its persistent buffers by name, and its `state` as `state/<name>`; not copies.
+    """
+    saved = objective.state_dict(keep_vars=True).keys()
+    buffers = {name: b.detach() for name, b in objective.named_buffers() if name in saved}
+    state = objective.state() if isinstance(objective, Stateful) else {}
+    return {**buffers, **{STATE + name: tensor.detach() for name, tensor in state.items()}}
+
+
+@torch.no_grad()
+def remember(objective: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give an objective back what `remembered` returned."""
+    buffers = dict(objective.named_buffers())
+    for name, tensor in tensors.items():
+        if not name.startswith(STATE):
+            buffers[name].copy_(tensor)
+    if isinstance(objective, Stateful):
+        state = {n.removeprefix(STATE): t for n, t in tensors.items() if n.startswith(STATE)}
+        objective.load_state(state)
 
 
 def _parameter_of(key: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from tinydiffusion.runtime.cpu import has_amx
@@ -17,30 +17,16 @@ LEAST_CHANNELS, LEAST_TILES = 192, 256
 HAS_AMX = has_amx()  # not a call where torch's compiler looks on
 
 
-class Conv3x3(nn.Conv2d):
-    """A convolution of 3x3 pixels that keeps the picture's size; Winograd's where that is faster.
-
-    Args:
-        in_channels: Of the input.
-        out_channels: Of the output.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
-
-    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
-        # Asked of the CPU only: torch refuses the question for the meta device.
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else input.dtype
-        if not pays(input.shape, self.out_channels, dtype, input.device):
-            return super().forward(input)
-        assert self.bias is not None
-        with torch.autocast("cpu", enabled=False):
-            return winograd_conv2d(input.to(dtype), self.weight, self.bias)
+def conv2d(
+    x: Float[Tensor, "B C H W"], weight: Float[Tensor, "K C 3 3"], bias: Float[Tensor, "K"]
+) -> Float[Tensor, "B K H W"]:
+    """Compute `winograd_conv2d` in the number format that autocast asks for."""
+    with torch.autocast("cpu", enabled=False):
+        return winograd_conv2d(x.to(dtype_of(x)), weight, bias)
 
 
 def pays(shape: Sequence[int], out_channels: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether `winograd_conv2d` is the faster way for an input of this shape (B, C, H, W).
+    """Tell whether `conv2d` is the faster way for an input of this shape (B, C, H, W).
 
     It is in wide layers on a CPU; but not in bfloat16 where there is AMX, whose convolutions are
     so fast that the transforms take longer.
@@ -54,6 +40,12 @@ def pays(shape: Sequence[int], out_channels: int, dtype: torch.dtype, device: to
         and batch * height * width >= 16 * LEAST_TILES
         and not (dtype == torch.bfloat16 and HAS_AMX)
     )
+
+
+def dtype_of(x: Tensor) -> torch.dtype:
+    """Find out in which number format a convolution of x is computed, autocast included."""
+    # Asked of the CPU only: torch refuses the question for the meta device.
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def winograd_conv2d(

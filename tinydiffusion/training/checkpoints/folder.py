@@ -4,7 +4,8 @@
       .tmp-000003-pictures-12800/     being written
       .trash-000001-pictures-4800/    being deleted
       000002-pictures-9600/
-        model.safetensors  ema.safetensors  optimizer.safetensors  state.json
+        model.safetensors  ema.safetensors  optimizer.safetensors  objective.safetensors
+        state.json
         manifest.json                 last: size and sha256 of the others
 
 Nothing is ever pickled.
@@ -28,8 +29,9 @@ from torch import Tensor
 from tinydiffusion.runtime.durable import make_folder, naming_disk_errors, sync_folder, write_synced
 from tinydiffusion.runtime.errors import NonFiniteError
 
-FORMAT = 1
-FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
+FORMAT = 2
+PARTS = ("model", "ema", "optimizer", "objective")
+FILES = (*(f"{part}.safetensors" for part in PARTS), "state.json")
 NAME = re.compile(r"(\d{6,})-pictures-\d+")
 LARGEST_JSON = 2**26  # bytes; a manifest or a state is a few thousand
 CHECKPOINTS = "checkpoints"
@@ -46,12 +48,12 @@ class Checkpoint(NamedTuple):
     model: Mapping[str, Tensor]  # trained parameters by name
     ema: Mapping[str, Tensor]  # their running average
     optimizer: Mapping[str, Tensor]
+    objective: Mapping[str, Tensor]  # its buffers, and what else it remembers
     state: Mapping[str, Any]  # counters and identity; JSON
 
     def outline(self) -> "Checkpoint":
         """The same with the shapes of the tensors only, for a process that is handed the rest."""
-        parts = (self.model, self.ema, self.optimizer)
-        outlines = [{name: t.to("meta") for name, t in part.items()} for part in parts]
+        outlines = [{name: t.to("meta") for name, t in part.items()} for part in self[: len(PARTS)]]
         return Checkpoint(*outlines, state=self.state)
 
 
@@ -177,7 +179,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if extra := sorted(present - {*FILES, "manifest.json"}):
         raise CheckpointError(f"{path} is damaged: {extra[0]!r} is not one of its files")
     try:
-        tensors = [safetensors.torch.load(data[name]) for name in FILES[:3]]
+        tensors = [safetensors.torch.load(data[name]) for name in FILES[: len(PARTS)]]
         state = json.loads(data["state.json"])
         if not isinstance(state, dict):
             raise ValueError(f"state.json holds {state!r:.40}")
@@ -211,6 +213,7 @@ def _number(path: Path) -> int:
 
 
 def _refuse_non_finite(checkpoint: Checkpoint) -> None:
+    """Raise where learning has failed; what an objective remembers may hold NaN on purpose."""
     for part in ("model", "ema", "optimizer"):
         for name, tensor in getattr(checkpoint, part).items():
             if not torch.isfinite(tensor).all():
@@ -222,8 +225,7 @@ def _refuse_non_finite(checkpoint: Checkpoint) -> None:
 
 def _num_bytes(checkpoint: Checkpoint) -> int:
     """What the checkpoint takes on disk, a little too much rather than too little."""
-    parts = (checkpoint.model, checkpoint.ema, checkpoint.optimizer)
-    tensors = [tensor for part in parts for tensor in part.values()]
+    tensors = [tensor for part in checkpoint[: len(PARTS)] for tensor in part.values()]
     headers = 256 * len(tensors) + 2**16  # names, shapes, and whole blocks of the file system
     return sum(t.nbytes for t in tensors) + headers + len(_json_bytes(checkpoint.state))
 

@@ -23,6 +23,8 @@ Loss = tuple[Float[Tensor, ""], Mapping[str, float | Tensor]]
 class Parallel(Protocol):
     """How the processes of a run hold an objective and add up its gradients."""
 
+    objective: nn.Module
+    """What is trained here, whose buffers change; not always the one that was given."""
     parameters: dict[str, nn.Parameter]
     """What this process updates, by the objective's names."""
     shapes: dict[str, torch.Size]

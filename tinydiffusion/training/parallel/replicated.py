@@ -19,6 +19,7 @@ class Replicated:
     """The whole objective in every process."""
 
     def __init__(self, objective: nn.Module, processes: Processes) -> None:
+        self.objective = objective
         self._module = Forward(objective)
         self._processes = processes
         self._ddp: DistributedDataParallel | None = None

@@ -33,6 +33,8 @@ class Sharded:
         self._shown = trained_parameters(objective)
         self.shapes = {name: p.shape for name, p in self._shown.items()}
         copy = deepcopy(objective).to(memory_format=torch.contiguous_format)  # FSDP2 asks for it
+        self.objective = copy
+        self._given = objective
         self._module = _shard(Forward(copy), next(iter(self._shown.values())).device)
         self._sharded = {
             name: p for name, p in trained_parameters(copy).items() if isinstance(p, DTensor)
@@ -92,6 +94,10 @@ class Sharded:
             whole = self.whole(name, weight)
             if self._processes.is_main:
                 self._shown[name].data.copy_(whole)
+        if self._processes.is_main:
+            shown = dict(self._given.named_buffers())
+            for name, buffer in self.objective.named_buffers():
+                shown[name].data.copy_(buffer)
         yield
 
 
