@@ -340,7 +340,7 @@ def run(batch):
 store = StatesFolder(Path(folder))
 print("ready", flush=True)
 sys.stdin.readline()
-_ahead.encode_ahead(run, store, captions, (int(rank), int(count)), None)
+ahead.encode_ahead(run, store, captions, (int(rank), int(count)), None)
 if count == "1":
     assert len(store.find(captions)) == len(captions)
 print(len(ran))
