@@ -39,6 +39,9 @@ class Streaming(ABC):
 
         Every example comes once per epoch. All other randomness (crop, flip) comes from
         `generator`.
+
+        Raises:
+            UnusablePictureError: the picture proves unusable; it is left out of the batch.
         """
         ...
 

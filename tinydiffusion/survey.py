@@ -9,6 +9,7 @@ import torch
 
 from tinydiffusion.abilities import Captioned, Fingerprinted, KnowsWords, Streaming
 from tinydiffusion.pictures.brightness import Brightness
+from tinydiffusion.pictures.usable import usable
 from tinydiffusion.protocols import Dataset, Example, TextEncoder
 
 SURVEYED = 10_000
@@ -31,7 +32,7 @@ def survey(dataset: Dataset) -> tuple[list[str], dict[str, str]]:
         that are nearly black or white as a whole are a warning.
 
     Raises:
-        ValueError: the set is empty, or two examples have the same id.
+        ValueError: the set is empty, nothing of it can be used, or two examples have the same id.
     """
     if not len(dataset):
         raise ValueError("the data set is empty; there is nothing to train on")
@@ -39,13 +40,14 @@ def survey(dataset: Dataset) -> tuple[list[str], dict[str, str]]:
     captions: list[str] = []
     surveyed: dict[str, str] = {}
     brightness = Brightness()
-    for i in surveyed_places(dataset):
-        example = dataset[i]
+    for example in usable(dataset, surveyed_places(dataset)):
         if example["id"] in surveyed:
             raise ValueError(f"two examples of the data set have the id {example['id']!r}")
         captions += captions_of(example)
         brightness.add(example["image"])
         surveyed[example["id"]] = "" if named else fingerprint(example)
+    if not surveyed:
+        raise ValueError("no picture of the data set can be used; there is nothing to train on")
     if remark := brightness.describe():
         warnings.warn(remark, stacklevel=2)
     return captions, dict(dataset.fingerprints()) if named else surveyed
@@ -108,8 +110,7 @@ def learn_words(text_encoder: TextEncoder, dataset: Dataset, captions: Sequence[
 
 
 def evaluation_prompts(dataset: Dataset, num_images: int) -> list[str]:
-    """The first caption of examples spread over the set; of all in turn where there are too few."""
-    count = len(dataset)
-    places = spread(count, num_images)
-    places = [places[i % len(places)] for i in range(num_images)]
-    return [captions_of(dataset[place])[0] for place in places]
+    """Take the first captions of examples spread over the set, in turn where there are too few."""
+    examples = usable(dataset, spread(len(dataset), num_images))
+    captions = [captions_of(example)[0] for example in examples]
+    return [captions[i % len(captions)] for i in range(num_images)]

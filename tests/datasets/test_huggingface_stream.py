@@ -18,8 +18,10 @@ from torch.utils.data import DataLoader
 from tinydiffusion.abilities import Fingerprinted, Selective, Streaming
 from tinydiffusion.datasets.huggingface import HuggingFaceDataset
 from tinydiffusion.datasets.huggingface_stream import HuggingFaceStreamDataset
+from tinydiffusion.pictures.usable import first_usable, usable
 from tinydiffusion.protocols import Dataset
 from tinydiffusion.registry import PluginError
+from tinydiffusion.training.data_order import Batches
 
 datasets = pytest.importorskip("datasets")
 
@@ -254,31 +256,32 @@ def faulty(tmp_path):
     return tmp_path
 
 
-def test_an_unusable_picture_has_a_stand_in_that_is_always_the_same(faulty):
+def ids_in_a_batch(dataset):
+    return Batches(dataset, 8).batch_at(0)["id"]
+
+
+def test_an_unusable_picture_is_named_and_left_out_never_replaced(faulty):
     dataset = load(faulty, num_examples=8, window=8)
-    with pytest.warns(UserWarning, match=r"part-0/row-\d: .*the next stands in") as caught:
-        found = [dataset[index]["id"] for index in range(8)]
-    rows = [0, 5, 5, 5, 5, 5, 6, 7]
-    assert found == [f"part-0/row-{row}" if row == n else f"part-0/row-{row} (for part-0/row-{n})"
-                     for n, row in enumerate(rows)]  # fmt: skip
+    with pytest.warns(UserWarning, match=r"part-0/row-\d: .*left out") as caught:
+        found = [example["id"] for example in usable(dataset, range(8))]
+    assert found == [f"part-0/row-{row}" for row in (0, 5, 6, 7)]
     assert len(caught) == 4
     told = dataset.describe_skipped()
     for reason in ("missing or not a file", "unreadable", "smaller than size=8", "without caption"):
         assert f"1 {reason}" in told
-    order = ids(dataset, 1, range(8))
-    other = load(faulty, num_examples=8, window=8)
-    with pytest.warns(UserWarning, match="stands in"):
-        backwards = ids(other, 1, range(7, -1, -1))
-    assert backwards == order[::-1]
+    order = ids_in_a_batch(dataset)
+    assert sorted(order) == found
+    with pytest.warns(UserWarning, match="left out"):
+        assert ids_in_a_batch(load(faulty, num_examples=8, window=8)) == order
     assert dataset.describe_skipped() == told  # each counted once
 
 
 def test_a_window_without_a_usable_picture_is_an_error(faulty):
     with (
-        pytest.warns(UserWarning, match="stands in"),
-        pytest.raises(ValueError, match="none of 8 pictures around part-0/row-0 can be used"),
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(ValueError, match="none of the 8 pictures of the data set can be used"),
     ):
-        load(faulty, num_examples=8, window=8, size=256)[0]
+        first_usable(load(faulty, num_examples=8, window=8, size=256))
 
 
 def test_a_shorter_stream_is_an_error_that_says_how_long_it_is(parts):

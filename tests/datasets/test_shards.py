@@ -19,8 +19,13 @@ from tar_toys import BLOCK, END, entry, picture, write
 
 from tinydiffusion.abilities import Fingerprinted, Selective, Streaming
 from tinydiffusion.datasets.tar import TarDataset
+from tinydiffusion.evaluation.sources import DatasetPictures
+from tinydiffusion.pictures.decode import UnusablePictureError
+from tinydiffusion.pictures.usable import first_usable, usable
 from tinydiffusion.protocols import Dataset
 from tinydiffusion.shards.copies import ShardError
+from tinydiffusion.survey import evaluation_prompts, survey
+from tinydiffusion.training.data_order import Batches
 
 COUNTS = (7, 30, 1, 22)
 
@@ -154,29 +159,63 @@ def test_a_cut_shard_is_named_and_what_lies_before_the_cut_is_used(shards):
     assert sum(id_.startswith("1.tar/") for id_ in ids_of(dataset)) == left
 
 
-def test_an_unusable_picture_has_the_same_stand_in_always(shards):
-    whole = ids_of(load(shards, window=16), 1)
+def ids_in_batches(dataset, batch_size=6):
+    """What training sees of one epoch."""
+    batches = Batches(dataset, batch_size)
+    starts = range(0, len(dataset) - batch_size + 1, batch_size)
+    return [id_ for start in starts for id_ in batches.batch_at(start)["id"]]
+
+
+def test_an_unusable_picture_is_named_and_left_out_never_replaced(shards):
+    whole = ids_in_batches(load(shards, window=16))
     parts = [noisy(f"{i:03}", 3000 + i) for i in range(22)]
-    for i in (4, 20, 21):  # 4 -> 5; 20, 21 -> 0
+    for i in (4, 20, 21):
         parts[i] = entry(f"{i:03}.png", picture()[:50]) + entry(f"{i:03}.txt", b"cut")
     write(shards / "3.tar", *parts)
     dataset = load(shards, window=16)
     assert dataset.skipped == []
-    with pytest.warns(UserWarning, match=r"3\.tar/0(04|20|21): unreadable: .*stands in") as caught:
-        order = ids_of(dataset, 1)
-    assert order == ids_of(dataset, 1)
-    assert len(caught) == len(dataset.skipped) == 3
-    assert dataset.describe_skipped().startswith("3 unreadable (first 3.tar/")
-    stand_ins = {"004": "005", "020": "000", "021": "000"}
-    expected = []
-    for id_ in whole:
-        shard, _, key = id_.partition("/")
-        other = stand_ins.get(key) if shard == "3.tar" else None
-        expected.append(f"3.tar/{other} (for 3.tar/{key})" if other else id_)
-    assert order == expected
-    with pytest.warns(UserWarning, match="stands in"):
-        example = load(shards)[38 + 4]  # another process, another history
-    torch.testing.assert_close(example["image"], load(shards)[38 + 5]["image"])
+    with pytest.warns(UserWarning, match=r"3\.tar/0(04|20|21): unreadable: .*left out") as caught:
+        order = ids_in_batches(dataset)
+    assert order == ids_in_batches(dataset)
+    bad = {"3.tar/004", "3.tar/020", "3.tar/021"}
+    assert len(caught) == len(dataset.skipped) == len(bad & set(whole))
+    assert dataset.describe_skipped().startswith(
+        f"{len(bad & set(whole))} unreadable (first 3.tar/"
+    )
+    assert order == [id_ for id_ in whole if id_ not in bad]
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(UnusablePictureError, match=r"^3\.tar/004: unreadable"),
+    ):
+        load(shards)[38 + 4]  # another process, another history
+
+
+@pytest.mark.filterwarnings("ignore:.*left out:UserWarning")
+def test_what_is_left_out_is_left_out_everywhere(shards):
+    parts = [noisy(f"{i:03}", 3000 + i) for i in range(22)]
+    parts[0] = entry("000.png", picture()[:50]) + entry("000.txt", b"cut")
+    write(shards / "3.tar", *parts)
+    dataset, place = load(shards), 38  # of the first picture of 3.tar
+    captions, _ = survey(dataset)
+    assert len(captions) == len(dataset) - 1
+    prompts = evaluation_prompts(dataset, 2 * len(dataset))
+    assert len(prompts) == 2 * len(dataset)
+    assert "cut" not in captions + prompts
+    pictures = DatasetPictures("reference", dataset)
+    batch = pictures.read(range(len(dataset)))
+    assert list(pictures.unreadable) == [f"reference {place}"]
+    assert batch["id"].tolist() == [i for i in range(len(dataset)) if i != place]
+    assert len(batch["image"]) == len(batch["prompt"]) == len(dataset) - 1
+
+
+@pytest.mark.filterwarnings("ignore:.*left out:UserWarning")
+def test_a_batch_of_nothing_usable_is_an_error(tmp_path):
+    bad = (entry(f"{i}.png", b"") + entry(f"{i}.txt", b"x") for i in range(8))
+    dataset = load(write(tmp_path / "s.tar", *bad, noisy("z", 1)), limit=8)
+    with pytest.raises(ValueError, match="none of the 4 pictures from position 0 on can be used"):
+        Batches(dataset, 4).batch_at(0)
+    with pytest.raises(ValueError, match="no picture of the data set can be used"):
+        survey(dataset)
 
 
 def test_a_bad_caption_counts_as_unusable_too(tmp_path):
@@ -189,8 +228,8 @@ def test_a_bad_caption_counts_as_unusable_too(tmp_path):
         noisy("d", 3),
     )
     dataset = load(tmp_path)
-    with pytest.warns(UserWarning, match="stands in"):
-        assert len(ids_of(dataset)) == 5
+    with pytest.warns(UserWarning, match="left out"):
+        assert [example["id"] for example in usable(dataset, range(5))] == ["s.tar/a", "s.tar/d"]
     reasons = dict(dataset.skipped)
     assert "no 'text' (did you mean 'txet'?)" in reasons["s.tar/b"]
     assert reasons["s.tar/c"] == "without caption"
@@ -200,16 +239,16 @@ def test_a_bad_caption_counts_as_unusable_too(tmp_path):
 def test_only_the_first_unusable_pictures_are_named(tmp_path):
     bad = (entry(f"{i}.png", b"") + entry(f"{i}.txt", b"x") for i in range(50))
     dataset = load(write(tmp_path / "s.tar", *bad, noisy("z", 1)))
-    with pytest.warns(UserWarning, match="stands in") as caught:
-        dataset[0]
+    with pytest.warns(UserWarning, match="left out") as caught:
+        assert first_usable(dataset)["id"] == "s.tar/z"
     assert len(caught) == 20
     assert "further ones are counted only" in str(caught[-1].message)
     assert dataset.describe_skipped().startswith("50 unreadable")
     with (
-        pytest.warns(UserWarning, match="stands in"),
-        pytest.raises(ValueError, match=r"none of 50 .*unreadable"),
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(ValueError, match="none of the 50 pictures of the data set can be used"),
     ):
-        load(tmp_path, limit=50)[0]
+        first_usable(load(tmp_path, limit=50))
 
 
 def test_what_the_headers_tell_is_skipped_at_the_start(tmp_path):

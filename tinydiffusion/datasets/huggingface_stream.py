@@ -20,9 +20,9 @@ from tinydiffusion.pictures.huggingface import (
 from tinydiffusion.pictures.views import drawn_window, middle_window, view_of
 from tinydiffusion.protocols import Example
 from tinydiffusion.runtime.hub import read_errors, reason_of
+from tinydiffusion.shards.left_out import LeftOut, load_example
 from tinydiffusion.shards.order import BoundedShuffle
 from tinydiffusion.shards.row_stream import Row, RowStream
-from tinydiffusion.shards.stand_ins import StandIns, load_example
 
 
 class HuggingFaceStreamDataset(Streaming, Selective, Fingerprinted):
@@ -34,8 +34,8 @@ class HuggingFaceStreamDataset(Streaming, Selective, Fingerprinted):
     decodes only what it visits; a resumed run reads up to where it was. Where that takes too long,
     `tinydiffusion pack` makes shards of the pictures.
 
-    A picture that proves unusable when it is visited is named in a warning, and the next usable
-    one of its window stands in for it, always the same.
+    A picture that proves unusable when it is visited is named in a warning and left out: reading
+    it raises `UnusablePictureError`, and training goes on with the others of its batch.
 
     Args:
         path: What `datasets.load_dataset` takes: a name on the hub, or a local folder.
@@ -87,7 +87,7 @@ class HuggingFaceStreamDataset(Streaming, Selective, Fingerprinted):
             RowStream(rows, name, columns, window, length) for _ in range(2)
         )
         self._files = (builder.config.data_files or {}).get(split)
-        self._stand_ins = StandIns([])
+        self._left_out = LeftOut([])
 
     def __len__(self) -> int:
         return len(self._order)
@@ -108,7 +108,7 @@ class HuggingFaceStreamDataset(Streaming, Selective, Fingerprinted):
 
     def describe_skipped(self) -> str:
         """How many of the pictures visited were left out for which reason."""
-        return self._stand_ins.describe()
+        return self._left_out.describe()
 
     def fingerprints(self) -> Mapping[str, str]:
         """File -> SHA-256 of its size where it lies here, else of its revision on the hub."""
@@ -122,15 +122,12 @@ class HuggingFaceStreamDataset(Streaming, Selective, Fingerprinted):
         }
 
     def _usable(self, rows: list[Row], member: int) -> Example:
-        return self._stand_ins.usable(
-            len(rows), member, lambda n: self._load(rows[n]), lambda n: rows[n].id
-        )
-
-    def _load(self, row: Row) -> Example:
-        source = _source(row.cell)
-        if source is None:
-            raise UnusablePictureError("missing or not a file")
-        return load_example(row.id, source, row.caption, self.view)
+        row = rows[member]
+        with self._left_out.noting(row.id):
+            source = _source(row.cell)
+            if source is None:
+                raise UnusablePictureError("missing or not a file")
+            return load_example(row.id, source, row.caption, self.view)
 
 
 def _open(path: str, subset: str | None, split: str, revision: str | None) -> tuple[Any, Any]:

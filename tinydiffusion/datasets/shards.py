@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from tinydiffusion.pictures.scan import Skipped
 from tinydiffusion.pictures.views import check_limit, drawn_window, middle_window, view_of
 from tinydiffusion.protocols import Example
 from tinydiffusion.shards.addresses import find_set
+from tinydiffusion.shards.left_out import LeftOut, load_example
 from tinydiffusion.shards.order import BoundedShuffle
 from tinydiffusion.shards.reader import ShardReader
-from tinydiffusion.shards.stand_ins import StandIns, load_example
 
 
 class ShardsDataset(Streaming, Captioned, Selective, Fingerprinted):
@@ -25,12 +24,12 @@ class ShardsDataset(Streaming, Captioned, Selective, Fingerprinted):
 
     The layout, the ids and the pixels are those of the data set `tar`. Nothing is held but where
     the samples of a few shards lie. In training the shards come in an order of their own in every
-    epoch, and within each `window` of pictures these are shuffled (see `_window`): which picture
-    comes when does not depend on the number of processes or on a stop in between.
+    epoch, and within each `window` of pictures these are shuffled (see `shards/order.py`): which
+    picture comes when does not depend on the number of processes or on a stop in between.
 
     Only headers are read at the start, and none where `tinydiffusion pack` has written a manifest.
-    A picture that proves unusable when it is visited is named in a warning, and the next usable
-    one of its shard stands in for it, always the same.
+    A picture that proves unusable when it is visited is named in a warning and left out: reading
+    it raises `UnusablePictureError`, and training goes on with the others of its batch.
 
     Args:
         path: A shard, a folder of shards, a pattern such as "shards/*.tar" or a range such as
@@ -74,7 +73,7 @@ class ShardsDataset(Streaming, Captioned, Selective, Fingerprinted):
         counts = _first(self._reader.counts, limit)
         self._order = BoundedShuffle(counts, window)
         self._ends = list(accumulate(counts))
-        self._stand_ins = StandIns(self.skipped)
+        self._left_out = LeftOut(self.skipped)
         if not len(self) or 2 * len(self.skipped) > len(self) + len(self.skipped):
             raise ValueError(
                 f"{path}: {len(self)} usable pictures, and {len(self.skipped)} that cannot be "
@@ -108,28 +107,25 @@ class ShardsDataset(Streaming, Captioned, Selective, Fingerprinted):
 
     def describe_skipped(self) -> str:
         """How many pictures were left out for which reason; empty where none was."""
-        return self._stand_ins.describe()
+        return self._left_out.describe()
 
     def fingerprints(self) -> Mapping[str, str]:
         """Shard -> its SHA-256 in the manifest; without one, of what its headers say."""
         return self._reader.fingerprints()
 
     def _usable(self, shard: int, member: int) -> Example:
-        """The example, before its window is cut, or the next usable one of its shard."""
-        index = self._reader.index(shard)
-        return self._stand_ins.usable(
-            self._order.counts[shard],
-            member,
-            partial(self._load, shard),
-            lambda number: f"{index.shard}/{index.keys[number]}",
-        )
+        """Read the example, before its window is cut.
 
-    def _load(self, shard: int, number: int) -> Example:
-        found = self._reader.sample(shard, number, self.caption_column)
-        if isinstance(found, Skipped):
-            raise UnusablePictureError(found.reason)
-        assert isinstance(found.source, bytes)
-        return load_example(found.id, found.source, found.caption, self.view)
+        Raises:
+            UnusablePictureError: it cannot be used; names it.
+        """
+        index = self._reader.index(shard)
+        with self._left_out.noting(f"{index.shard}/{index.keys[member]}"):
+            found = self._reader.sample(shard, member, self.caption_column)
+            if isinstance(found, Skipped):
+                raise UnusablePictureError(found.reason)
+            assert isinstance(found.source, bytes)
+            return load_example(found.id, found.source, found.caption, self.view)
 
 
 def _first(counts: list[int], limit: int | None) -> list[int]:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from tinydiffusion.abilities import Fingerprinted
 from tinydiffusion.config import SamplingConfig
+from tinydiffusion.pictures.decode import PassingFaultError, UnusablePictureError
+from tinydiffusion.pictures.usable import first_usable, usable
 from tinydiffusion.pipeline import TextToImage
-from tinydiffusion.protocols import Dataset, EvalBatch
+from tinydiffusion.protocols import Dataset, EvalBatch, Example
 from tinydiffusion.survey import SURVEYED, captions_of, fingerprint, spread
 
 QUANTISATION = "uint8: clamped, then rounded half to even"
@@ -65,20 +67,36 @@ class DatasetPictures:
         self._count = len(dataset) if limit is None else min(limit, len(dataset))
         self.prompts: Sequence[str] = ()
         self.notes: Mapping[str, int] = {}
-        self.unreadable: Mapping[str, str] = {}
+        self.unreadable: dict[str, str] = {}
 
     def __len__(self) -> int:
         return self._count
 
     def read(self, ids: Sequence[int]) -> EvalBatch:
-        """The examples at these places."""
-        examples = [self.dataset[i] for i in ids]
-        images = torch.stack([example["image"] for example in examples])
-        return eval_batch(self.source, ids, images, [captions_of(e)[0] for e in examples])
+        """Read the examples at these places, without those that cannot be used."""
+        found = {i: example for i in ids if (example := self._usable(i)) is not None}
+        if not found:
+            found_images = torch.empty(0, *self._shape(), dtype=torch.uint8)
+        else:
+            found_images = torch.stack([example["image"] for example in found.values()])
+        prompts = [captions_of(example)[0] for example in found.values()]
+        return eval_batch(self.source, list(found), found_images, prompts)
+
+    def _usable(self, place: int) -> Example | None:
+        try:
+            return self.dataset[place]
+        except PassingFaultError:
+            raise
+        except UnusablePictureError as error:
+            self.unreadable[f"{self.source} {place}"] = str(error)
+            return None
+
+    def _shape(self) -> list[int]:
+        return list(first_usable(self.dataset)["image"].shape)
 
     def about(self) -> dict[str, Any]:
         """Tell how many there are, their shape and their content."""
-        shape = list(self.dataset[0]["image"].shape)
+        shape = self._shape()
         content = json.dumps([list(self._fingerprints().items()), len(self), shape])
         sha256 = hashlib.sha256(content.encode()).hexdigest()
         return {"n": len(self), "shape": shape, "sha256": sha256}
@@ -90,7 +108,7 @@ class DatasetPictures:
         """
         if isinstance(self.dataset, Fingerprinted) and (known := self.dataset.fingerprints()):
             return known
-        examples = (self.dataset[i] for i in spread(len(self), SURVEYED))
+        examples = usable(self.dataset, spread(len(self), SURVEYED))
         return {example["id"]: fingerprint(example) for example in examples}
 
     def content_key(self, ids: Sequence[int]) -> str | None:

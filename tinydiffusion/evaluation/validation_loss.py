@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tinydiffusion.pictures.usable import usable
 from tinydiffusion.protocols import Batch, Dataset, Objective
 from tinydiffusion.survey import captions_of
 from tinydiffusion.training.data_order import generator_for
@@ -44,7 +45,7 @@ class ValidationLoss:
 
 
 def _batch(dataset: Dataset, places: range) -> Batch:
-    examples = [dataset[i] for i in places]
+    examples = list(usable(dataset, places))
     return {
         "image": torch.stack([example["image"] for example in examples]),
         "caption": [captions_of(example)[0] for example in examples],

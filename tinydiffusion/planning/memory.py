@@ -2,6 +2,7 @@
 
 import torch
 
+from tinydiffusion.pictures.usable import first_usable
 from tinydiffusion.planning.quantity import Quantity, Section
 from tinydiffusion.planning.step import Memory, resident_bytes
 from tinydiffusion.protocols import Dataset
@@ -24,7 +25,7 @@ def memory_rows(memory: Memory, device: torch.device, at_once: int, dataset: Dat
     in_peak = held if cuda else memory.gradients + memory.optimizer
     used = max(1, memory.activations, memory.measured - in_peak)
     fitting = max(0, int((capacity - held) * at_once / used))
-    count, example = len(dataset), dataset[0]["image"]
+    count, example = len(dataset), first_usable(dataset)["image"]
     notes = {
         "activations": f"{at_once} pictures at once; not what kernels keep to themselves",
         "peak": "of the allocator" if cuda else "growth of this process",

@@ -12,6 +12,7 @@ from tinydiffusion.config import Config, ConfigError
 from tinydiffusion.diffusion.denoiser import Denoiser
 from tinydiffusion.diffusion.guidance import check_guidance_interval
 from tinydiffusion.evaluation.sources import eval_batch
+from tinydiffusion.pictures.usable import first_usable
 from tinydiffusion.protocols import SOURCES, Batch, Dataset, Evaluator, Objective
 from tinydiffusion.runtime.errors import SettingWarning
 from tinydiffusion.survey import captions_of
@@ -76,13 +77,13 @@ def check_fits(
         ValueError: such as a picture whose size the network cannot divide, a reference of another
             size, or a caption that `scene_accuracy` cannot judge.
     """
-    example = dataset[0]
+    example = first_usable(dataset)
     image = example["image"][None].to(device)
     batch = Batch(image=image, caption=captions_of(example)[:1], id=[example["id"]], position=[0])
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), torch.no_grad():
         objective.loss(batch, [torch.Generator().manual_seed(0)])
-    example = reference[0]
+    example = first_usable(reference)
     if example["image"].shape != image.shape[1:]:
         sizes = ("{2}x{1}".format(*shape) for shape in (example["image"].shape, image.shape[1:]))
         raise ConfigError(

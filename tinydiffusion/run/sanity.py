@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tinydiffusion.build import build_learner, build_objective, build_training, pick_device
 from tinydiffusion.config import Config, ConfigError
+from tinydiffusion.pictures.usable import usable
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, Example
 from tinydiffusion.run.checks import check_config
@@ -166,8 +167,7 @@ def _distinct_examples(dataset: Dataset, count: int) -> list[Example]:
     """
     found: dict[str, Example] = {}
     pictures: set[bytes] = set()
-    for i in surveyed_places(dataset):
-        example = dataset[i]
+    for example in usable(dataset, surveyed_places(dataset)):
         caption, pixels = captions_of(example)[0], example["image"].numpy().tobytes()
         if caption not in found and pixels not in pictures:
             found[caption] = {**example, "caption": caption}

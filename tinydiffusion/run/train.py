@@ -28,6 +28,7 @@ from tinydiffusion.evaluation.report.illustrations import labelled
 from tinydiffusion.evaluation.validation_loss import ValidationLoss
 from tinydiffusion.model_folder.finding import MODEL
 from tinydiffusion.pictures.grid import save_grid
+from tinydiffusion.pictures.usable import first_usable
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.planning.plan import DEVICES, plan
 from tinydiffusion.planning.short_runs import short_run_remarks, warm_up_remark
@@ -136,7 +137,7 @@ class _Run:
         return fingerprints
 
     def _build(self, vocabulary: dict[str, Any] | None) -> None:
-        image = self.dataset[0]["image"]
+        image = first_usable(self.dataset)["image"]
         start = starting_model(self.config)
         self.start_digest = None if start is None else start.digest
         self.objective: Any = build_objective(
@@ -392,7 +393,7 @@ def _check_same_data(processes: Processes, fingerprints: dict[str, str]) -> None
 
 
 def _size(dataset: Dataset) -> str:
-    _, height, width = dataset[0]["image"].shape
+    _, height, width = first_usable(dataset)["image"].shape
     return f"{width}x{height}"
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from tinydiffusion.abilities import Augmented, Streaming
+from tinydiffusion.pictures.decode import PassingFaultError, UnusablePictureError
 from tinydiffusion.protocols import Batch, Dataset, Example
 from tinydiffusion.runtime.errors import RunError, WorkerError
 
@@ -90,11 +91,19 @@ class Batches:
     def batch_at(self, pictures_seen: int) -> Batch:
         """This share of the batch that begins at a position.
 
+        A picture that proves unusable is left out: the batch is then smaller.
+
         Raises:
-            ValueError: pictures that are not uint8 or differ in size, or no caption; names the id.
+            ValueError: no picture of the share can be used, some are not uint8 or differ in size,
+                or have no caption; names the id.
         """
-        positions = [pictures_seen + place for place in self._part]
-        examples = [self._example_at(position) for position in positions]
+        places = range(pictures_seen + self._part.start, pictures_seen + self._part.stop)
+        found = {p: e for p in places if (e := self._usable_at(p)) is not None}
+        if not found:
+            raise ValueError(
+                f"none of the {len(places)} pictures from position {places.start} on can be used"
+            )
+        positions, examples = list(found), list(found.values())
         _check_images(examples)
         return Batch(
             image=torch.stack([example["image"] for example in examples]),
@@ -121,7 +130,8 @@ class Batches:
 
     def ids(self, first: int, end: int) -> list[str]:
         """Ids of the pictures at positions `first` ... `end - 1`."""
-        return [self._example_at(position)["id"] for position in range(first, end)]
+        examples = map(self._usable_at, range(first, end))
+        return [example["id"] for example in examples if example is not None]
 
     def _in_line(self, pictures_seen: int) -> Generator[Batch]:
         # On a CPU a thread that loads ahead takes cores from the step: measured, 28 % slower.
@@ -164,6 +174,14 @@ class Batches:
             if isinstance(batch, Exception):
                 raise batch
             yield batch
+
+    def _usable_at(self, position: int) -> Example | None:
+        try:
+            return self._example_at(position)
+        except PassingFaultError:
+            raise
+        except UnusablePictureError:
+            return None  # the data set has warned of it
 
     def _example_at(self, position: int) -> Example:
         dataset, length = self.dataset, len(self.dataset)

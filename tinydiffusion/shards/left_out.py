@@ -1,7 +1,8 @@
-"""What takes the place of pictures that prove unusable when they are visited."""
+"""Pictures that prove unusable when they are visited: named, counted and left out."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ from tinydiffusion.protocols import Example
 MAX_NAMED = 20  # pictures that a process warns of; further ones are counted
 
 
-class StandIns:
-    """The next usable picture for an unusable one, always the same; all are counted and named.
+class LeftOut:
+    """The pictures that a data set has left out so far, each counted and named once.
 
     Args:
-        skipped: What was left out before, by the way; unusable pictures are added.
+        skipped: What was left out before; unusable pictures are added.
     """
 
     def __init__(self, skipped: list[Skipped]) -> None:
@@ -32,47 +33,32 @@ class StandIns:
         self._unusable: set[str] = set()
 
     def describe(self) -> str:
-        """How many pictures were left out for which reason; empty where none was."""
+        """Say how many pictures were left out for which reason; empty where none was."""
         return describe(self.skipped)
 
-    def usable(
-        self, count: int, member: int, load: Callable[[int], Example], name: Callable[[int], str]
-    ) -> Example:
-        """The example `member` of `count` neighbours, or the next one that can be used.
-
-        Args:
-            count: How many neighbours there are.
-            member: Which of them is wanted.
-            load: The example of a neighbour; raises UnusablePictureError.
-            name: What a neighbour is called.
+    @contextmanager
+    def noting(self, name: str) -> Iterator[None]:
+        """Note a picture that proves unusable inside the `with`, and name it in the error.
 
         Raises:
-            ValueError: none can be used, or the machine could not read one now.
+            UnusablePictureError: in place of the one that was raised.
         """
-        reason = ""
-        for number in (*range(member, count), *range(member)):
-            try:
-                example = load(number)
-            except PassingFaultError:
-                raise
-            except UnusablePictureError as error:
-                reason = str(error)
-                self._note(Skipped(name(number), reason))
-                continue
-            if number != member:
-                example["id"] += f" (for {name(member)})"
-            return example
-        raise ValueError(f"none of {count} pictures around {name(member)} can be used: {reason}")
+        try:
+            yield
+        except PassingFaultError:
+            raise
+        except UnusablePictureError as error:
+            self._note(Skipped(name, str(error)))
+            raise UnusablePictureError(f"{name}: {error}") from error
 
     def _note(self, item: Skipped) -> None:
-        """Count an unusable picture, and name it the first time."""
         if item.path in self._unusable:
             return
         self._unusable.add(item.path)
         self.skipped.append(item)
         if len(self._unusable) <= MAX_NAMED:
             more = "; further ones are counted only" if len(self._unusable) == MAX_NAMED else ""
-            warnings.warn(f"{item.path}: {item.reason}; the next stands in{more}", stacklevel=2)
+            warnings.warn(f"{item.path}: {item.reason}; left out{more}", stacklevel=3)
 
 
 def load_example(id_: str, source: Path | bytes, caption: Caption, view: View) -> Example:
