@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 
 from tinydiffusion.model_folder.layout import INDEX, WEIGHTS
 from tinydiffusion.model_folder.weights import (
+    FolderWeightsError,
     TensorSpec,
-    WeightsError,
     build_fitting,
     load_weights,
     read_header,
@@ -144,7 +144,7 @@ def test_a_header_as_large_as_a_file_is_not_read(tmp_path):
     with file.open("wb") as stream:  # sparse: takes no space
         stream.write(struct.pack("<Q", 90 * 2**20))
         stream.truncate(91 * 2**20)
-    with pytest.raises(WeightsError, match="a header of 94371840 bytes"):
+    with pytest.raises(FolderWeightsError, match="a header of 94371840 bytes"):
         read_header(file)
 
 
@@ -222,7 +222,7 @@ def test_open_clip_fits_its_own_weights(tower_file):
 )  # fmt: skip
 def test_a_tower_that_is_too_large_is_refused_at_once(tower_file, changes):
     header, start, before = read_header(tower_file), time.process_time(), peak()
-    with pytest.raises((WeightsError, RuntimeError, TypeError)):
+    with pytest.raises((FolderWeightsError, RuntimeError, TypeError)):
         build_fitting(lambda: tower(**changes), header)
     assert time.process_time() - start < SECONDS
     assert peak() - before < MEGABYTES
@@ -232,7 +232,7 @@ def test_a_billion_layers_end_at_once():
     def build():
         return torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(10**9)))
 
-    with pytest.raises(WeightsError, match="far more than the weights hold"):
+    with pytest.raises(FolderWeightsError, match="far more than the weights hold"):
         build_fitting(build, {"0.weight": TensorSpec((1, 1), torch.float32)})
     torch.nn.Linear(1, 1)  # what watched is gone
 
@@ -262,7 +262,7 @@ def test_a_mask_that_the_weights_do_not_hold_counts_too():
         module.register_buffer("mask", torch.zeros(10**5, 10**5), persistent=False)
         return module
 
-    with pytest.raises(WeightsError, match=r"'mask' of shape \[100000, 100000\]"):
+    with pytest.raises(FolderWeightsError, match=r"'mask' of shape \[100000, 100000\]"):
         build_fitting(build, {"weight": TensorSpec((1, 1), torch.float32)})
 
 

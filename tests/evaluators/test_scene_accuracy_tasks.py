@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from held_out import held_out_prompts
 from scene_models import draw, misspell, one_too_few, perfect, swap_colours
 
 from tinydiffusion.evaluators.scene_accuracy import SceneAccuracy
 from tinydiffusion.metrics.composition import binding_pairs, groups_of
 from tinydiffusion.scenes.geneval import ask, from_record, write_prompts
-from tinydiffusion.scenes.prompts import held_out_prompts
 from tinydiffusion.scenes.tasks import TASKS, difficulty_prompts, geneval_prompts
 
 ATOMS = ("exists", "count", "colour", "relation", "background", "exclude")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from held_out import held_out_prompts
 
 from tinydiffusion.scenes.geneval import (
     Excluded,
@@ -14,7 +15,6 @@ from tinydiffusion.scenes.geneval import (
     to_record,
     write_prompts,
 )
-from tinydiffusion.scenes.prompts import held_out_prompts
 from tinydiffusion.scenes.tasks import difficulty_prompts, geneval_prompts
 from tinydiffusion.scenes.vocabulary import CATEGORIES
 

@@ -60,18 +60,6 @@ def to_x_0(
     return (q * x_t - s * output) / (a * q - s * p)
 
 
-def to_epsilon(
-    prediction_type: str,
-    output: Float[Tensor, "B C H W"],
-    x_t: Float[Tensor, "B C H W"],
-    a: Factor,
-    s: Factor,
-) -> Float[Tensor, "B C H W"]:
-    """The noise that the network's output stands for; `Raises` as in training_target."""
-    p, q = _mixture(prediction_type, a, s)
-    return (a * output - p * x_t) / (a * q - s * p)
-
-
 def x_0_sensitivity(prediction_type: str, a: Factor, s: Factor) -> Factor:
     """The derivative of to_x_0 by the output: how an error of the network shows in x_0."""
     p, q = _mixture(prediction_type, a, s)

@@ -27,7 +27,7 @@ DTYPES = {
 }  # fmt: skip
 
 
-class WeightsError(ValueError):
+class FolderWeightsError(ValueError):
     """Weights that are damaged or belong to another model."""
 
 
@@ -45,13 +45,13 @@ def read_header(file: Path) -> dict[str, TensorSpec]:
     """Name -> shape and number format of every tensor of a safetensors file, none of them read.
 
     Raises:
-        WeightsError: the header is too long or has an unknown number format.
+        FolderWeightsError: the header is too long or has an unknown number format.
         SafetensorError: the header is damaged or does not match the size of the file.
     """
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
     if length > MAX_HEADER:
-        raise WeightsError(f"a header of {length} bytes, more than {MAX_HEADER}")
+        raise FolderWeightsError(f"a header of {length} bytes, more than {MAX_HEADER}")
     with safe_open(file, "pt") as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
         return {name: _spec(name, part) for name, part in slices.items()}
@@ -65,17 +65,17 @@ def build_fitting(build: Callable[[], nn.Module], header: Mapping[str, TensorSpe
         header: See `read_header`.
 
     Raises:
-        WeightsError: the module has other tensors than the header, or many more on the way.
+        FolderWeightsError: the module has other tensors than the header, or many more on the way.
     """
     with torch.device("meta"), _Unfilled(), _limited(header):
         state = build().state_dict()
     for name in sorted(state.keys() | header.keys()):
         if name not in header or name not in state:
             where = "missing from the weights" if name in state else "in the weights only"
-            raise WeightsError(f"tensor {name!r} is {where}")
+            raise FolderWeightsError(f"tensor {name!r} is {where}")
         wanted = TensorSpec(tuple(state[name].shape), state[name].dtype)
         if header[name] != wanted:
-            raise WeightsError(
+            raise FolderWeightsError(
                 f"tensor {name!r} is {header[name]} in the weights, config.json asks for {wanted}"
             )
     return build()
@@ -85,11 +85,11 @@ def load_weights(module: nn.Module, file: Path) -> None:
     """Take the weights of a file whose header fits.
 
     Raises:
-        WeightsError: a tensor holds NaN or infinity.
+        FolderWeightsError: a tensor holds NaN or infinity.
     """
     module.load_state_dict(load_file(file))
     if (name := first_non_finite(module.state_dict())) is not None:
-        raise WeightsError(f"tensor {name!r} holds NaN or infinity")
+        raise FolderWeightsError(f"tensor {name!r} holds NaN or infinity")
 
 
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -148,7 +148,7 @@ class _Budget:
         self.tensors -= 1
         self.bytes -= tensor.nbytes
         if self.tensors < 0 or self.bytes < 0:
-            raise WeightsError(
+            raise FolderWeightsError(
                 f"config.json asks for far more than the weights hold, at tensor {name!r} of "
                 f"shape {list(tensor.shape)}"
             )
@@ -156,5 +156,5 @@ class _Budget:
 
 def _spec(name: str, part: Any) -> TensorSpec:
     if part.get_dtype() not in DTYPES:
-        raise WeightsError(f"tensor {name!r} is {part.get_dtype()}; this is not read")
+        raise FolderWeightsError(f"tensor {name!r} is {part.get_dtype()}; this is not read")
     return TensorSpec(tuple(part.get_shape()), DTYPES[part.get_dtype()])

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
@@ -226,7 +225,7 @@ class _Run:
 
     def describe(self, notes: Sequence[str] = ()) -> None:
         """Print the settings, the data, the size of the model, and what has no effect."""
-        console.print(yaml.safe_dump(config_file.to_dict(self.config), sort_keys=False).rstrip())
+        console.print(config_file.to_yaml(self.config).decode().rstrip())
         for name, dataset in (("training", self.dataset), ("validation", self.validation)):
             if dataset is None:
                 continue

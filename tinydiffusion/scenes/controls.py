@@ -3,9 +3,6 @@
 from dataclasses import replace
 from itertools import product
 
-import numpy as np
-
-from tinydiffusion.scenes.captions import caption
 from tinydiffusion.scenes.font import ALPHABET
 from tinydiffusion.scenes.vocabulary import (
     BACKGROUNDS,
@@ -15,7 +12,6 @@ from tinydiffusion.scenes.vocabulary import (
     SHAPES,
     WORD,
     ObjectDescription,
-    Scene,
     SceneDescription,
 )
 
@@ -39,19 +35,6 @@ def wrong_descriptions(description: SceneDescription) -> dict[str, list[SceneDes
         wrong |= _wrong_pairs(description)
     kept = {name: _keep(every, description) for name, every in wrong.items()}
     return {name: every for name, every in kept.items() if every}
-
-
-def wrong_captions(scene: Scene) -> list[str]:
-    """Canonical captions of every description with exactly one attribute wrong."""
-    wrong = wrong_descriptions(scene.description)
-    return [caption(each) for every in wrong.values() for each in every]
-
-
-def perturb(description: SceneDescription, rng: np.random.Generator) -> SceneDescription:
-    """A description with one attribute wrong: first the attribute, then its value, is drawn."""
-    wrong = list(wrong_descriptions(description).values())
-    every = wrong[rng.integers(len(wrong))]
-    return every[rng.integers(len(every))]
 
 
 def _wrong_pairs(description: SceneDescription) -> dict[str, list[SceneDescription]]:
