@@ -100,7 +100,7 @@ def test_another_format_is_refused(folder):
     path = folder.save(make(), pictures_seen=1)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(CheckpointError, match="of format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="of format 99, this version reads 2"):
         load_checkpoint(path)
 
 

@@ -89,14 +89,14 @@ def _extractors(plugin: Callable[..., Any], options: Mapping[str, Any]) -> list[
 
 
 def _trees(module: str) -> Iterator[ast.Module]:
-    """The code of a plug-in's file, and of the files beside it that it shares with others."""
+    """The code of a plug-in's file, and of the files that it shares with others."""
     file = sys.modules[module].__file__
     assert file is not None
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     yield tree
-    beside = module.rpartition(".")[0] + "._"
+    shared = (module.rpartition(".")[0] + "._", "tinydiffusion.metrics.")
     for name in _imported(tree):
-        if name.startswith(beside) and not name.endswith("._features"):
+        if name.startswith(shared) and not name.endswith(".features"):
             yield from _trees(name)
 
 

@@ -97,10 +97,11 @@ def load_component(folder: Path, *, trust_plugins: bool = False) -> nn.Module:
         header = read_header(file)
     with reading(root, f"{kind}/config.json") as file:
         name, options = plugin(_read_json(file))
-        _check_options(kind, name, options, trust_plugins)
-        _verify(file, checksums[f"{kind}/config.json"])
+        _check_name(name, trust_plugins)
         if not _is_module_class(registry.load(kind, name)):
             raise ValueError(f"{kind} {name!r} is not a class of nn.Module")
+        _check_options(kind, name, options)
+        _verify(file, checksums[f"{kind}/config.json"])
         module = build_fitting(partial(registry.create, kind, name, **options), header)
     with reading(root, f"{kind}/{WEIGHTS}") as file:
         _verify(file, checksums[f"{kind}/{WEIGHTS}"])
@@ -160,10 +161,13 @@ def _verify(file: Path, sha256: str) -> None:
             raise ValueError(f"its sha256 is not the one in {INDEX}: damaged, or edited")
 
 
-def _check_options(kind: str, name: Any, options: dict[str, Any], trust_plugins: bool) -> None:
+def _check_name(name: Any, trust_plugins: bool) -> None:
     if not isinstance(name, str):
         raise ValueError(f"name must be a text, got {name!r}")
     _check_trust(name, trust_plugins)
+
+
+def _check_options(kind: str, name: str, options: dict[str, Any]) -> None:
     declared = registry.path_options(kind, name)
     named = (option for option in declared if options.get(option) is not None)
     if found := next(chain(named, _naming_places(options)), None):

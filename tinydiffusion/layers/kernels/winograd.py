@@ -21,8 +21,9 @@ def conv2d(
     x: Float[Tensor, "B C H W"], weight: Float[Tensor, "K C 3 3"], bias: Float[Tensor, "K"]
 ) -> Float[Tensor, "B K H W"]:
     """Compute `winograd_conv2d` in the number format that autocast asks for."""
+    x = x.to(dtype_of(x))
     with torch.autocast("cpu", enabled=False):
-        return winograd_conv2d(x.to(dtype_of(x)), weight, bias)
+        return winograd_conv2d(x, weight, bias)
 
 
 def pays(shape: Sequence[int], out_channels: int, dtype: torch.dtype, device: torch.device) -> bool:
