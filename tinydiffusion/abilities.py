@@ -199,6 +199,14 @@ class PrescribesSampling(ABC):
         ...
 
 
+class NotDecomposable(ABC):  # noqa: B024 - a statement, without methods
+    """An objective whose mean over a batch is not the mean over its parts.
+
+    Such as one that compares the pictures of a batch with each other. Training refuses to cut its
+    batches: no accumulation, one process.
+    """
+
+
 class Stateful(ABC):
     """An objective that remembers more than its parameters and its persistent buffers.
 
@@ -232,7 +240,7 @@ ABILITIES: dict[str, tuple[type, ...]] = {
     "dataset": (Augmented, Streaming, Captioned, Selective, Divisible, Fingerprinted),
     "text_encoder": (EncodingAhead, KnowsWords),
     "network": (Previewing, TextFirst),
-    "objective": (PrescribesSampling, Stateful),
+    "objective": (PrescribesSampling, NotDecomposable, Stateful),
     "evaluator": (Illustrated,),
 }
 """Plug-in kind -> abilities that it may declare."""
@@ -253,7 +261,8 @@ def undeclared(kind: str, plugin: object) -> list[str]:
         f"{kind} {cls.__name__} has {' and '.join(_methods(ability))}, which nobody calls: name "
         f"`tinydiffusion.abilities.{ability.__name__}` among its base classes, or rename it"
         for ability in ABILITIES.get(kind, ())
-        if not isinstance(plugin, ability)
+        if _methods(ability)
+        and not isinstance(plugin, ability)
         and all(callable(getattr(cls, name, None)) for name in _methods(ability))
     ]
 

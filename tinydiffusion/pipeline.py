@@ -230,10 +230,9 @@ class TextToImage:
         distinct = list(dict.fromkeys(negative_prompts))
         states = self._encode([*prompts, *distinct])
         rows = [len(prompts) + distinct.index(each) for each in negative_prompts]
-        negative = (x[rows] for x in states)
         return self.denoiser.denoise(
-            TextStates(*(x[: len(prompts)] for x in states)),
-            negative=TextStates(*negative),
+            states.rows(slice(len(prompts))),
+            negative=states.rows(rows),
             guidance_scale=sampling.guidance_scale,
             guidance_rescale=sampling.guidance_rescale,
             guidance_interval=sampling.guidance_interval,
@@ -247,8 +246,7 @@ class TextToImage:
             self.text_encoder.encode(filled[first : first + PROMPTS_A_CALL])
             for first in range(0, len(filled), PROMPTS_A_CALL)
         ]
-        whole = (torch.cat(parts)[: len(prompts)] for parts in zip(*states, strict=True))
-        return TextStates(*(part.detach() for part in whole))
+        return TextStates.cat(states).rows(slice(len(prompts))).map(Tensor.detach)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

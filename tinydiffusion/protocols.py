@@ -26,7 +26,7 @@ Generators = Sequence[torch.Generator]
 
 
 class Example(TypedDict):
-    """One captioned picture."""
+    """One captioned picture; other tensors, of one shape in all examples, travel along."""
 
     image: UInt8[Tensor, "C H W"]
     caption: str | list[str]  # of a list, one is drawn per visit
@@ -34,7 +34,10 @@ class Example(TypedDict):
 
 
 class Batch(TypedDict):
-    """Captioned pictures on their way to an objective, one caption each."""
+    """Captioned pictures on their way to an objective, one caption each.
+
+    What else of tensors the examples have is stacked under the same names.
+    """
 
     image: UInt8[Tensor, "B C H W"]
     caption: list[str]
@@ -65,11 +68,40 @@ class Tokens(NamedTuple):
 
 
 class TextStates(NamedTuple):
-    """What conditions the network."""
+    """What conditions the network; to be taken apart by `map`, `rows` and `cat` only."""
 
     encoder_hidden_states: Float[Tensor, "B L D"]
     mask: Bool[Tensor, "B L"]
     pooled: Float[Tensor, "B P"]
+    hint: Float[Tensor, "B K h w"] | None = None  # a picture that is concatenated to the sample
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TextStates":
+        """Apply a function to every part that is there."""
+        hint = None if self.hint is None else function(self.hint)
+        states, mask, pooled = map(function, self[:3])
+        return TextStates(states, mask, pooled, hint)
+
+    def rows(self, rows: "slice | Sequence[int] | Int[Tensor, 'R']") -> "TextStates":
+        """Take the conditions of some pictures, in the order of the numbers."""
+        return self.map(lambda part: part[rows])
+
+    def split(self, size: int) -> "list[TextStates]":
+        """Cut them into pieces of `size` pictures; the last one may have fewer."""
+        return [self.rows(slice(i, i + size)) for i in range(0, len(self.pooled), size)]
+
+    @staticmethod
+    def cat(several: "Sequence[TextStates]") -> "TextStates":
+        """Put several together, one after the other.
+
+        Raises:
+            ValueError: some have a hint and some have none.
+        """
+        hints = [each.hint for each in several if each.hint is not None]
+        if hints and len(hints) < len(several):
+            raise ValueError(f"{len(hints)} of {len(several)} conditions have a hint; all must")
+        columns = zip(*(each[:3] for each in several), strict=True)
+        states, mask, pooled = map(torch.cat, columns)
+        return TextStates(states, mask, pooled, torch.cat(hints) if hints else None)
 
 
 @runtime_checkable
@@ -140,7 +172,8 @@ class Sampler(Protocol):
 
     `sigmas` fall and end in 0, shape (S+1,); `x` is noise of standard deviation `sigmas[0]`.
     A sampler knows nothing of text, guidance, prediction type or latent space. Deterministic ones
-    ignore `generators`.
+    ignore `generators`; stochastic ones are loops over a public `transition`, which returns mean
+    and standard deviation of a step, so that the probability of what was drawn is known.
     """
 
     def __call__(

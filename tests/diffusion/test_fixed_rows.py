@@ -17,7 +17,7 @@ class Recorder(nn.Module):
         self.shapes = []
 
     def forward(self, sample, timesteps, text):
-        self.shapes.append([tuple(x.shape) for x in (sample, timesteps, *text)])
+        self.shapes.append([tuple(x.shape) for x in (sample, timesteps, *text[:3])])
         states = text.encoder_hidden_states * text.mask.unsqueeze(-1)
         row = timesteps + states.sum((1, 2)) + text.pooled.sum(1)
         return sample + row.view(-1, 1, 1, 1)
@@ -71,10 +71,7 @@ def test_calls_of_twice_as_many_rows_are_not_made_where_a_bit_differs():
     outputs = [network(sample, timesteps, text) for _ in range(3)]
     assert network.network.shapes == shapes(4, 4, 8, 4, 4, 4, 4)
     apart = [
-        network(
-            *(x[i : i + 4] for x in (sample, timesteps)), TextStates(*(x[i : i + 4] for x in text))
-        )
-        for i in (0, 4)
+        network(sample[i : i + 4], timesteps[i : i + 4], text.rows(slice(i, i + 4))) for i in (0, 4)
     ]
     for output in outputs:
         assert torch.equal(output, torch.cat(apart))
@@ -129,6 +126,6 @@ def test_a_picture_is_the_same_to_the_bit_in_any_batch():
     sample, timesteps, text = inputs(20)
     together = network(sample, timesteps, text)
     for size in (1, 3, 8):
-        parts = zip(*(x.split(size) for x in (sample, timesteps, *text)), strict=True)
+        parts = zip(*(x.split(size) for x in (sample, timesteps, *text[:3])), strict=True)
         apart = torch.cat([network(x, t, TextStates(*states)) for x, t, *states in parts])
         assert torch.equal(apart, together)

@@ -174,7 +174,7 @@ def test_a_wide_unet_has_the_same_gradients_either_way(monkeypatch, text_inputs,
             time_embedding_dim=32, patch_size=1, gradient_checkpointing=checkpointing,
         )
     )  # fmt: skip
-    sample, timesteps, (states, mask, pooled) = text_inputs(16, 24, 16, 6)
+    sample, timesteps, (states, mask, pooled, _) = text_inputs(16, 24, 16, 6)
     found = []
     used = winograd.winograd_conv2d
     calls = []

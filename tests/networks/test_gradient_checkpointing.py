@@ -20,7 +20,7 @@ def make(text_inputs, checkpointing, dropout=0.0):
 
 def gradients(network, text_inputs, *, bfloat16=False):
     """The output, and the gradients of all parameters, of the picture and of the text."""
-    sample, timesteps, (states, mask, pooled) = text_inputs(3, 24, 16, 6)
+    sample, timesteps, (states, mask, pooled, _) = text_inputs(3, 24, 16, 6)
     leaves = [x.clone().requires_grad_() for x in (sample, states, pooled)]
     torch.manual_seed(5)  # of the dropout
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):

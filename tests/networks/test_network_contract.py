@@ -92,7 +92,7 @@ def test_masked_tokens_have_no_influence(network, inputs):
 
 
 def test_rows_do_not_see_each_other(network, inputs):
-    sample, timesteps, (states, mask, pooled) = inputs
+    sample, timesteps, (states, mask, pooled, _) = inputs
     leaves = [x.clone().requires_grad_() for x in (sample, timesteps, states, pooled)]
     output = network(leaves[0], leaves[1], TextStates(leaves[2], mask, leaves[3]))
     gradients = torch.autograd.grad(output[1].square().sum(), leaves)

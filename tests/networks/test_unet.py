@@ -19,7 +19,7 @@ def test_output_has_the_pictures_shape(text_inputs, size, patch_size, channels):
     with torch.device("meta"):  # shapes alone, nothing is computed
         network = UNet(**TEXT, channels=channels, patch_size=patch_size, attention_levels=())
         sample, timesteps, text = (
-            x.to("meta") if isinstance(x, torch.Tensor) else type(x)(*(y.to("meta") for y in x))
+            x.to("meta") if isinstance(x, torch.Tensor) else x.map(lambda part: part.to("meta"))
             for x in text_inputs(2, 24, 16, 6, shape=(3, size, size))
         )
         assert network(sample, timesteps, text).shape == sample.shape

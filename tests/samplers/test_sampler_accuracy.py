@@ -1,11 +1,16 @@
 """With Normal data, where the denoiser is exact, samplers have their order and the right spread."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from tinydiffusion.diffusion.noise import picture_generators, randn
 from tinydiffusion.diffusion.schedule import make_schedule
 from tinydiffusion.registry import load
+from tinydiffusion.samplers import ddim, ddpm
+from tinydiffusion.samplers.ddim import sample_ddim
+from tinydiffusion.samplers.ddpm import sample_ddpm
 
 SIGMA_DATA = 0.5
 
@@ -73,3 +78,31 @@ def test_eta_draws_the_noise_anew():
 
     torch.testing.assert_close(correlation(fixed), torch.tensor(1.0), atol=1e-4, rtol=0)
     assert correlation(fresh).abs() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("sampler", "transition"),
+    [
+        (sample_ddpm, ddpm.transition),
+        (partial(sample_ddim, eta=0.7), partial(ddim.transition, eta=0.7)),
+    ],
+    ids=["ddpm", "ddim"],
+)
+def test_one_step_draws_from_its_transition(sampler, transition):
+    """Mean and standard deviation of 4,000 draws are those that the transition states."""
+    count, sigmas = 4_000, torch.tensor([2.0, 1.0, 0.0])
+    x = torch.full((count, 1, 1, 1), 1.5)
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append(x)
+        return 0.3 * x
+
+    generators = [torch.Generator().manual_seed(i) for i in range(count)]
+    sampler(denoise, x, sigmas, generators=generators)
+    mean, std = transition(x, 0.3 * x, sigmas[0], sigmas[1])
+    assert abs(seen[1].mean() - mean[0]) < 4 * std / count**0.5
+    assert abs(seen[1].std() / std - 1) < 4 / (2 * count) ** 0.5
+    last, none = transition(x, 0.3 * x, sigmas[1], sigmas[2])
+    assert none == 0
+    torch.testing.assert_close(last, 0.3 * x)

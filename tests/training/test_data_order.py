@@ -11,6 +11,7 @@ from tinydiffusion.training.data_order import (
     Batches,
     epoch_permutation,
     generator_for,
+    on_tensors,
     seed_for,
 )
 
@@ -136,3 +137,35 @@ def test_bad_arguments_are_refused():
         Batches(RandomPictures(0), 4)
     with pytest.raises(ValueError, match=r"batch_size must be at least 1.* got 0"):
         Batches(RandomPictures(), 0)
+
+
+class Rated(RandomPictures):
+    """Pictures with a weight and a rival each."""
+
+    def __getitem__(self, index):
+        more = {"weight": torch.tensor(float(index)), "loser": self.images[index].flip(-1)}
+        return {**super().__getitem__(index), **more, "note": "no tensor"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_tensor_of_an_example_travels(workers):
+    batches = Batches(Rated(), 4, num_workers=workers)
+    batch = next(batches.starting_at(8))
+    assert batch.keys() == {"image", "caption", "id", "position", "weight", "loser"}
+    assert batch["weight"].tolist() == [float(id_) for id_ in batch["id"]]
+    assert torch.equal(batch["loser"], batch["image"].flip(-1))
+    moved = on_tensors(batch, lambda tensor: tensor.to("meta"))
+    assert {name for name, value in moved.items() if isinstance(value, torch.Tensor)} == {
+        "image", "weight", "loser"
+    }  # fmt: skip
+    assert moved["loser"].device.type == "meta"
+
+
+def test_a_tensor_that_one_example_lacks_is_named():
+    class Ragged(Rated):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return example if index % 2 else {**example, "weight": torch.zeros(2)}
+
+    with pytest.raises(ValueError, match=r"example '\d+' has no 'weight' of shape"):
+        Batches(Ragged(), 4).batch_at(0)

@@ -78,7 +78,7 @@ class Denoiser(nn.Module):
                     f"guidance_scale {guidance_scale} needs the states of the empty prompt as "
                     "`negative`; without guidance the scale is 1"
                 )
-            predict_both = with_text(self.network, _concatenate(text, negative))
+            predict_both = with_text(self.network, TextStates.cat([text, negative]))
 
         def denoise(
             x: Float[Tensor, "B C H W"], sigma: Float[Tensor, ""]
@@ -120,7 +120,3 @@ def with_text(network: nn.Module, text: TextStates) -> Predict:
     if isinstance(network, TextFirst):
         return network.with_text(text)
     return lambda sample, timesteps: network(sample, timesteps, text)
-
-
-def _concatenate(first: TextStates, second: TextStates) -> TextStates:
-    return TextStates(*(torch.cat(pair) for pair in zip(first, second, strict=True)))

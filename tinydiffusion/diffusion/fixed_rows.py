@@ -43,7 +43,7 @@ class FixedRows(nn.Module, TextFirst):
 
     def with_text(self, text: TextStates) -> Predict:
         """See `protocols.TextFirst`."""
-        text = TextStates(*map(self._filled, text))
+        text = text.map(self._filled)
         single, double = (self._calls(text, rows) for rows in (self.rows, 2 * self.rows))
 
         def predict(
@@ -65,9 +65,7 @@ class FixedRows(nn.Module, TextFirst):
 
     def _calls(self, text: TextStates, rows: int) -> list[tuple[int, Predict]]:
         """How many rows each call has, and the network with their texts."""
-        parts = zip(*(x.split(rows) for x in text), strict=True)
-        states = [TextStates(*part) for part in parts]
-        return [(len(part.pooled), with_text(self.network, part)) for part in states]
+        return [(len(part.pooled), with_text(self.network, part)) for part in text.split(rows)]
 
 
 def _joined(

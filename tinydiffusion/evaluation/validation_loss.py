@@ -1,14 +1,15 @@
 """The loss on held-out pictures, on the way of a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from tinydiffusion.pictures.usable import usable
-from tinydiffusion.protocols import Batch, Dataset, Objective
+from tinydiffusion.protocols import Batch, Dataset, Example, Objective
 from tinydiffusion.survey import captions_of
-from tinydiffusion.training.data_order import generator_for
+from tinydiffusion.training.data_order import collate, generator_for, on_tensors
 
 
 class ValidationLoss:
@@ -23,9 +24,9 @@ class ValidationLoss:
         self.device = device
         self.bfloat16 = bfloat16
         total = min(num_pictures, len(dataset))
+        found = [(place, e) for place in range(total) for e in usable(dataset, [place])]
         self.batches = [
-            _batch(dataset, range(first, min(first + batch_size, total)))
-            for first in range(0, total, batch_size)
+            _batch(found[first : first + batch_size]) for first in range(0, len(found), batch_size)
         ]
 
     def __call__(
@@ -34,21 +35,17 @@ class ValidationLoss:
         """Means over the pictures: of the loss, and of what else the objective reports."""
         totals: dict[str, float] = {}
         for batch in self.batches:
-            image = batch["image"].to(self.device)
+            batch = on_tensors(batch, lambda tensor: tensor.to(self.device))
             generators = [generator_for(0, "validation", place) for place in batch["position"]]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                loss, scalars = self.objective.loss({**batch, "image": image}, generators)
+                loss, scalars = self.objective.loss(batch, generators)
             for name, value in {**scalars, "loss": loss}.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * len(image)
+                totals[name] = totals.get(name, 0.0) + float(value) * len(batch["id"])
         count = sum(len(batch["id"]) for batch in self.batches)
         return {f"validation_{name}": total / count for name, total in totals.items()}
 
 
-def _batch(dataset: Dataset, places: range) -> Batch:
-    examples = list(usable(dataset, places))
-    return {
-        "image": torch.stack([example["image"] for example in examples]),
-        "caption": [captions_of(example)[0] for example in examples],
-        "id": [example["id"] for example in examples],
-        "position": list(places),
-    }
+def _batch(found: Sequence[tuple[int, Example]]) -> Batch:
+    """Stack examples with their first captions; the place of each is its position."""
+    places, examples = zip(*found, strict=True)
+    return collate(examples, [captions_of(example)[0] for example in examples], places)

@@ -129,7 +129,7 @@ class DenoisingObjective(nn.Module):
         count = x_0.numel() / self.denoise_every  # of a share of the batch, however it is cut
         if self.denoise_every > 1:
             rows = [i for i, position in enumerate(positions) if position % self.denoise_every == 0]
-            x_0, u, text = x_0[rows], u[rows], TextStates(*(part[rows] for part in text))
+            x_0, u, text = x_0[rows], u[rows], text.rows(rows)
             positions, generators = [positions[i] for i in rows], [generators[i] for i in rows]
         schedule = self.denoiser.schedule
         timesteps = self._timesteps(positions, u).to(x_0.device)

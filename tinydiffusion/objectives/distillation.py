@@ -121,8 +121,7 @@ class DistillationObjective(nn.Module, PrescribesSampling):
             target = torch.empty_like(x)
             for step in steps.unique().tolist():
                 rows = (steps == step).nonzero().flatten().to(x.device)
-                told = TextStates(*(part[rows] for part in text))
-                target[rows] = self._target(x[rows], self.sigmas[step], told, empty)
+                target[rows] = self._target(x[rows], self.sigmas[step], text.rows(rows), empty)
         predicted = self.denoiser.to_x_0(x, sigma, text)
         return (predicted.float() - target).square().mean(), {}
 
@@ -136,7 +135,7 @@ class DistillationObjective(nn.Module, PrescribesSampling):
         """The x_0 with which one step from the first level ends where the teacher's steps do."""
         denoise = self.teacher.denoise(
             text,
-            negative=TextStates(*(part.expand(len(x), *part.shape[1:]) for part in empty)),
+            negative=empty.map(lambda part: part.expand(len(x), *part.shape[1:])),
             guidance_scale=self.guidance_scale,
             clip_sample=True,
         )

@@ -40,13 +40,35 @@ def sample_ddim(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in [0, 1], got {eta}")
     for sigma, sigma_next in pairwise(sigmas):
-        x_0 = denoise(x, sigma)
-        fresh = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).sqrt()  # eq. 16
-        kept = (sigma_next**2 - fresh**2).sqrt()
-        x = x_0 + kept / sigma * (x - x_0)  # eq. 12
-        if fresh > 0:
-            x = x + fresh * randn(x.shape, generators, dtype=x.dtype, device=x.device)
+        x, std = transition(x, denoise(x, sigma), sigma, sigma_next, eta=eta)
+        if std > 0:
+            x = x + std * randn(x.shape, generators, dtype=x.dtype, device=x.device)
     return x
+
+
+def transition(
+    x: Float[Tensor, "B C H W"],
+    x_0: Float[Tensor, "B C H W"],
+    sigma: Float[Tensor, ""],
+    sigma_next: Float[Tensor, ""],
+    *,
+    eta: float,
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, ""]]:
+    """Compute the normal distribution that one step draws from.
+
+    Args:
+        x: Noisy pictures at `sigma`.
+        x_0: The clean pictures that the model sees in them.
+        sigma: Noise level, above 0.
+        sigma_next: The next one, from 0 up to `sigma`.
+        eta: See `sample_ddim`; with 0 the standard deviation is 0.
+
+    Returns:
+        Mean of the pictures at `sigma_next`, and standard deviation of each of their values.
+    """
+    fresh = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).sqrt()  # eq. 16
+    kept = (sigma_next**2 - fresh**2).sqrt()
+    return x_0 + kept / sigma * (x - x_0), fresh  # eq. 12
 
 
 PLUGIN = sample_ddim

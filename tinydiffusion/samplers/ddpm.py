@@ -30,13 +30,31 @@ def sample_ddpm(
     """
     check_sigmas(sigmas)
     for sigma, sigma_next in pairwise(sigmas):
-        x_0 = denoise(x, sigma)
-        kept = (sigma_next / sigma) ** 2  # share of the noise's variance that stays
-        x = x_0 + kept * (x - x_0)  # eq. 7, mean
+        x, std = transition(x, denoise(x, sigma), sigma, sigma_next)
         if sigma_next > 0:
-            noise = randn(x.shape, generators, dtype=x.dtype, device=x.device)
-            x = x + sigma_next * (1 - kept).sqrt() * noise  # eq. 7, variance
+            x = x + std * randn(x.shape, generators, dtype=x.dtype, device=x.device)
     return x
+
+
+def transition(
+    x: Float[Tensor, "B C H W"],
+    x_0: Float[Tensor, "B C H W"],
+    sigma: Float[Tensor, ""],
+    sigma_next: Float[Tensor, ""],
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, ""]]:
+    """Compute the normal distribution that one step draws from, eq. 7 of the paper.
+
+    Args:
+        x: Noisy pictures at `sigma`.
+        x_0: The clean pictures that the model sees in them.
+        sigma: Noise level, above 0.
+        sigma_next: The next one, from 0 up to `sigma`.
+
+    Returns:
+        Mean of the pictures at `sigma_next`, and standard deviation of each of their values.
+    """
+    kept = (sigma_next / sigma) ** 2  # share of the noise's variance that stays
+    return x_0 + kept * (x - x_0), sigma_next * (1 - kept).sqrt()
 
 
 PLUGIN = sample_ddpm

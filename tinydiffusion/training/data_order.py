@@ -8,9 +8,10 @@ import hashlib
 import itertools
 import signal
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -105,12 +106,8 @@ class Batches:
             )
         positions, examples = list(found), list(found.values())
         _check_images(examples)
-        return Batch(
-            image=torch.stack([example["image"] for example in examples]),
-            caption=[self._caption(e, p) for e, p in zip(examples, positions, strict=True)],
-            id=[example["id"] for example in examples],
-            position=positions,
-        )
+        captions = [self._caption(e, p) for e, p in zip(examples, positions, strict=True)]
+        return collate(examples, captions, positions)
 
     def starting_at(self, pictures_seen: int, *, pin_memory: bool = False) -> Generator[Batch]:
         """The endless batches from a position on.
@@ -141,7 +138,7 @@ class Batches:
     def _from_thread(self, pictures_seen: int) -> Generator[Batch]:
         def load(position: int) -> Batch:
             batch = self.batch_at(position)
-            return {**batch, "image": batch["image"].pin_memory()}
+            return on_tensors(batch, Tensor.pin_memory)
 
         positions = itertools.count(pictures_seen, self.batch_size)
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
@@ -202,6 +199,43 @@ class Batches:
             raise ValueError(f"picture {example['id']!r} has an empty list of captions")
         generator = generator_for(self.seed, "caption", position)
         return captions[int(torch.randint(len(captions), (), generator=generator))]
+
+
+def collate(
+    examples: Sequence[Example], captions: Sequence[str], positions: Sequence[int]
+) -> Batch:
+    """Stack the tensors of some examples under their names, and list the rest.
+
+    Args:
+        examples: All with the same tensors.
+        captions: One of each example.
+        positions: Number of each in the endless order of the run's pictures.
+
+    Raises:
+        ValueError: a tensor that the first example has is missing or of another shape in one.
+    """
+    stacked: dict[str, Any] = {}
+    for name, value in examples[0].items():
+        if isinstance(value, Tensor):
+            column = [example.get(name) for example in examples]
+            for example, tensor in zip(examples, column, strict=True):
+                if not isinstance(tensor, Tensor) or tensor.shape != value.shape:
+                    raise ValueError(
+                        f"example {example['id']!r} has no {name!r} of shape {tuple(value.shape)}, "
+                        f"as example {examples[0]['id']!r} has"
+                    )
+            stacked[name] = torch.stack(column)
+    own = Batch(
+        image=stacked["image"], caption=list(captions), id=[e["id"] for e in examples],
+        position=list(positions),
+    )  # fmt: skip
+    return cast(Batch, {**stacked, **own})
+
+
+def on_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """Apply a function to every tensor of a batch."""
+    changed = {n: function(v) if isinstance(v, Tensor) else v for n, v in batch.items()}
+    return cast(Batch, changed)
 
 
 class _BatchAtPosition(TorchDataset[Batch | Exception]):

@@ -13,7 +13,7 @@ from tinydiffusion.layers.precision import Precision, uses_bfloat16
 from tinydiffusion.protocols import Batch, Objective
 from tinydiffusion.runtime.processes import ALONE, Processes
 from tinydiffusion.training.checkpoints.folder import Checkpoint, CheckpointError, difference
-from tinydiffusion.training.data_order import generator_for, seed_for
+from tinydiffusion.training.data_order import generator_for, on_tensors, seed_for
 from tinydiffusion.training.ema import EMA, trained_parameters
 from tinydiffusion.training.log.window import Scalars
 from tinydiffusion.training.optimizers.optimizer import Optimizer
@@ -130,9 +130,9 @@ class Learner:
     def _backward(self, batch: Batch, num_batches: int) -> dict[str, Any]:
         torch.manual_seed(seed_for(self.seed, "dropout", batch["position"][0]))
         generators = [generator_for(self.seed, "noise", place) for place in batch["position"]]
-        image = batch["image"].to(self.device, non_blocking=True)
+        batch = on_tensors(batch, lambda tensor: tensor.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss, scalars = self.parallel.loss({**batch, "image": image}, generators)
+            loss, scalars = self.parallel.loss(batch, generators)
         (loss / num_batches).backward()
         return {
             name: value.detach() if isinstance(value, Tensor) else value

@@ -1,5 +1,7 @@
 """How a batch is cut for several processes and little memory, without becoming another batch."""
 
+from tinydiffusion.abilities import NotDecomposable
+
 
 def parts_of_batch(accumulation: int, num_processes: int) -> int:
     """Into how many parts, one after the other, each process cuts its share of a batch.
@@ -21,3 +23,18 @@ def advice(batch_size: int, accumulation: int, num_processes: int) -> str:
     fewer = batch_size // step * step
     near = " or ".join(str(size) for size in (fewer, fewer + step) if size)
     return f"set training.batch_size to {near}"
+
+
+def check_decomposable(objective: object, accumulation: int, processes: int) -> None:
+    """Check that the batches of an objective may be cut as they would be.
+
+    Raises:
+        ValueError: it is `abilities.NotDecomposable`, and there is accumulation, or more than one
+            process.
+    """
+    if isinstance(objective, NotDecomposable) and accumulation * processes > 1:
+        raise ValueError(
+            f"{type(objective).__name__} compares the pictures of a batch with each other, so that "
+            "its loss changes where a batch is cut: set training.accumulation to 1 and train in "
+            f"one process, got accumulation {accumulation} and {processes} processes"
+        )

@@ -24,6 +24,7 @@ from tinydiffusion.training.hooks import HookCalls, crossed
 from tinydiffusion.training.learner import Learner
 from tinydiffusion.training.log.rows import MAX_SKIPPED_IN_A_ROW, RunLog
 from tinydiffusion.training.log.trackers import Tracker
+from tinydiffusion.training.micro_batches import check_decomposable
 from tinydiffusion.training.parallel.agreement import Agreement
 from tinydiffusion.training.ranges import COUNTERS, check_ranges, check_state
 from tinydiffusion.training.schedule import learning_rate_factor, training_progress
@@ -103,6 +104,7 @@ class Trainer:
     def __post_init__(self) -> None:
         check_ranges(**vars(self))
         self.processes = self.learner.processes
+        check_decomposable(self.learner.module, self.accumulation, self.processes.count)
         folder = self.run_dir / "checkpoints"
         self.checkpoints = CheckpointFolder(folder, keep=self.keep_checkpoints)
         self._identity = Identity(self.identity, self.fingerprints, self.run_dir)
