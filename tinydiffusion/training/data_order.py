@@ -217,7 +217,7 @@ def collate(
     stacked: dict[str, Any] = {}
     for name, value in examples[0].items():
         if isinstance(value, Tensor):
-            column = [example.get(name) for example in examples]
+            column: list[Any] = [example.get(name) for example in examples]
             for example, tensor in zip(examples, column, strict=True):
                 if not isinstance(tensor, Tensor) or tensor.shape != value.shape:
                     raise ValueError(
