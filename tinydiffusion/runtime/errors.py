@@ -1,40 +1,40 @@
-"""Ends of a run that are nobody's mistake in the settings; each has an exit code of its own.
+"""Errors that end a run and are not caused by the settings; each has its own exit code.
 
-What the user did is a `ValueError` (exit code 2); a bug is any other exception (1, a traceback).
-What ends nothing, but has to be said, is a warning.
+A mistake of the user is a `ValueError` (exit code 2); a bug is any other exception (1, with a
+traceback). A problem that does not end the run is a warning.
 """
 
 
 class RunError(RuntimeError):
-    """The run cannot go on; the message says why, and what to do."""
+    """A run cannot continue; the message has the reason and the remedy."""
 
     exit_code = 1
 
 
 class DiskError(RunError):
-    """A file cannot be written: no space, read-only, out of reach."""
+    """A file cannot be written: no space, read-only or unreachable."""
 
     exit_code = 3
 
 
 class DiskFullError(DiskError):
-    """There is less space than needed; the message has both numbers."""
+    """A disk has less free space than needed; the message has both sizes."""
 
 
 class NonFiniteError(RunError):
-    """Training or sampling has met NaN or infinity."""
+    """Training or sampling has produced NaN or infinity."""
 
     exit_code = 4
 
 
 class WorkerError(RunError):
-    """A process that loads pictures has died, or nothing has moved for too long."""
+    """A process that loads pictures has died, or the run has made no progress for too long."""
 
     exit_code = 5
 
 
 class LostProcessError(RunError):
-    """Another process of the job has ended, or its machine is out of reach."""
+    """Another process of the job has ended, or its machine is unreachable."""
 
     exit_code = 7
 
@@ -46,7 +46,7 @@ class OutOfMemoryError(RunError):
 
 
 class WeightsError(ValueError):
-    """Weights are not the genuine ones, are damaged or do not fit; the metric's row is an error."""
+    """Weights have a wrong hash, are damaged or do not fit; the metric's row is an error."""
 
 
 class MissingWeightsError(WeightsError):
@@ -54,8 +54,8 @@ class MissingWeightsError(WeightsError):
 
 
 class SettingWarning(Warning):
-    """A setting or a word of a prompt that does not do what it seems to ask for."""
+    """A setting or a word of a prompt does not have the effect that one would expect."""
 
 
 class UsageError(ValueError):
-    """Arguments that the command does not take."""
+    """A command was given arguments that it does not accept."""
