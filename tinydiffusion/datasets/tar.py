@@ -14,7 +14,7 @@ from tinydiffusion.shards.members import (
     read_sample,
 )
 
-MAX_SAMPLES = 5_000_000  # of all shards together
+MAX_SAMPLES = 5_000_000  # samples of all shards together
 
 
 class TarDataset(PackedDataset):

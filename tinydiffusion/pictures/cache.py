@@ -21,7 +21,7 @@ DIGEST = hashlib.sha256().digest_size
 
 
 class DamagedError(ValueError):
-    """A cache entry differs from what was written."""
+    """A cache entry that differs from what was written."""
 
 
 def cache_folder() -> Path:

@@ -58,18 +58,18 @@ FITS = ("crop", "pad")
 
 
 class PassingFaultError(UnusablePictureError):
-    """A picture cannot be read now because of the machine, not of the file."""
+    """A picture that cannot be read now because of the machine, not of the file."""
 
 
 class GridError(UnusablePictureError):
-    """A picture is a grid of pictures that a command of this program has drawn."""
+    """A picture that is a grid of pictures, drawn by a command of this program."""
 
 
 class Picture(NamedTuple):
     """A decoded picture."""
 
     image: Image.Image  # upright, mode RGB
-    width: int  # of the upright picture in the file; a JPEG may be decoded at a smaller size
+    width: int  # width in the file, upright; a JPEG may be decoded at a smaller size
     height: int
     notes: list[str]  # changes that were made to it, and oddities
 

@@ -20,7 +20,7 @@ from tinydiffusion.runtime.outputs import LIST_SUFFIX, LIST_TITLE, is_list
 GAP = 8  # pixels around a tile
 MIN_WIDTH = 96  # pixels; a narrower picture is enlarged by a whole factor
 MAX_HEIGHT = 480  # pixels; no picture is enlarged beyond this height
-MIN_COLUMNS = 8  # of a grid with at least as many pictures
+MIN_COLUMNS = 8  # fewest columns of a grid with at least as many pictures
 PROMPT_LINES = 6  # most lines of a prompt
 PROMPT_COLOUR, SEED_COLOUR = "black", "#707070"
 

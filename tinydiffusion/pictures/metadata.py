@@ -23,7 +23,7 @@ from tinydiffusion.pictures.decode import is_picture_name
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-MAX_LINE = 1 << 26  # bytes of a line of metadata
+MAX_LINE = 1 << 26  # most bytes of a line of metadata
 
 Record = tuple[str, dict[str, Any]]  # file:line, and column -> value
 

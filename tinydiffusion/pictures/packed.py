@@ -20,7 +20,7 @@ from tinydiffusion.protocols import Example
 
 
 class TooManySkippedError(ValueError):
-    """More than half of the pictures cannot be used, which is hardly intended."""
+    """A data set of which more than half cannot be used, which is hardly intended."""
 
     def __init__(self, message: str, scan: Scan) -> None:
         super().__init__(message)

@@ -31,9 +31,9 @@ from tinydiffusion.pictures.decode import (
 )
 from tinydiffusion.pictures.views import View
 
-SCHEMA = 2  # of the cache; to be raised when the pixels or notes of the same file change
+SCHEMA = 2  # version of the cache; to be raised when the pixels or notes of the same file change
 PART_LENGTH = 256  # pictures; a part is decoded and cached as a whole
-PART_BYTES = 1 << 26  # of a part's pictures that are given as bytes
+PART_BYTES = 1 << 26  # bound of a part's pictures that are given as bytes
 
 Map = Callable[..., Iterator[Any]]
 
@@ -58,10 +58,10 @@ class Sample(NamedTuple):
 
     id: str
     caption: Caption
-    width: int  # of the upright picture in the file
+    width: int  # width of the upright picture in the file
     height: int
     notes: list[str]
-    sha256: str  # of the prepared pixels
+    sha256: str  # hash of the prepared pixels
     stored: list[int]  # height and width of the prepared pixels
 
 
@@ -111,7 +111,7 @@ class _Named(NamedTuple):
     """A picture with the hash of its file and a mended caption."""
 
     picture: Found
-    sha256: str  # of the file
+    sha256: str  # hash of the file
     notes: list[str]
 
 

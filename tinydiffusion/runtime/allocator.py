@@ -3,7 +3,7 @@
 import ctypes
 import platform
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 MMAP_THRESHOLDS = (2**30, 2**25 - 1)
 """Freed blocks below this are kept, in bytes. Some versions of glibc accept the second only."""
 NEVER = -1  # as a trim threshold: no memory is returned to the system

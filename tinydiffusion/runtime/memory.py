@@ -47,7 +47,7 @@ def _peak(device: torch.device) -> str:
     elif sys.platform != "win32":
         import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the whole process
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # peak of the whole process
         peak *= 1 if sys.platform == "darwin" else 1024
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:

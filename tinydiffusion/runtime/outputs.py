@@ -173,7 +173,9 @@ def check_owner(folder: Path, maker: str, *, overwrite: bool = False) -> None:
     """Raise ValueError where a command must not write into a folder, see `held`."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    others = _strangers(folder)  # before the mark is read: a process that makes them marks first
+    others = _strangers(
+        folder
+    )  # listed before the mark is read: a process marks a folder before it writes files
     made_by = owner(folder)
     if made_by == maker or (made_by is not None and overwrite):
         return
@@ -270,7 +272,7 @@ def _reason(path: Path, error: OSError) -> str:
     blocking = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
     if isinstance(error, NotADirectoryError | FileExistsError):
         return f"{shown} cannot be written: {blocking or path} is a file, not a folder"
-    if error.errno in {errno.EROFS, *NO_SPACE}:  # nobody's mistake
+    if error.errno in {errno.EROFS, *NO_SPACE}:  # not a mistake of the user
         raise DiskError(f"{shown} cannot be written: {error.strerror}") from error
     return f"{shown} cannot be written: {error.strerror}"
 

@@ -22,7 +22,7 @@ TIMEOUT = timedelta(hours=12)
 
 
 class StoppedTogether(RunError):  # noqa: N818
-    """Another process has stopped the job; has the reason and exit code of that process."""
+    """A stop of the job by another process; has the reason and exit code of that process."""
 
     def __init__(self, reason: str, exit_code: int) -> None:
         super().__init__(reason)

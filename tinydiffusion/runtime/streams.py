@@ -59,7 +59,7 @@ def lasting_streams() -> Iterator[list[_Lasting]]:
 def flush() -> None:
     """Flush standard output and error."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # closed by the parent process
+        if stream is not None:  # None if closed by the parent process
             stream.flush()
 
 

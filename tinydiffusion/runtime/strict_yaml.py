@@ -17,7 +17,7 @@ MAX_VALUES = 20_000
 
 
 class YamlError(ValueError):
-    """A text is not the YAML of settings; the message is one line that begins with the place."""
+    """A text that is not the YAML of settings; one line that begins with the place."""
 
 
 def read(data: bytes | str, source: str) -> Any:

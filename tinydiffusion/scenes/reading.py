@@ -22,7 +22,7 @@ COLOUR_LIMIT = 45.0  # distance in RGB levels within which two colours count as 
 SPECK = 0.005  # share of the picture below which a component is no object
 MAX_SPECKS = 0.015  # share of the picture that specks may cover
 MAX_FOREIGN = 0.1  # share of a component that may be of another colour
-RADIUS_RANGE = (0.07, 0.30)  # of the side
+RADIUS_RANGE = (0.07, 0.30)  # in units of the side
 MIN_FIT, MIN_LEAD = 0.80, 0.03  # overlap with the best shape, and its lead over the next
 MAX_SLOPE = 0.6  # slope beyond which, towards the diagonal, a pair is in no relation
 AREA = {"circle": math.pi, "square": 4.0, "triangle": 2.0}  # at radius 1
@@ -189,7 +189,7 @@ def _distance(pixels: Picture, other: RGB | Picture) -> Float32[np.ndarray, "H W
 
 
 def _opacity(pixels: Picture, ground: RGB, rgb: RGB) -> Float32[np.ndarray, "H W"]:
-    """Compute the share of the colour in each pixel: its place on the line from ground to colour."""
+    """Compute the share of the colour in each pixel: its place on the line from ground to `rgb`."""
     line = rgb - ground
     return np.clip(((pixels - ground) * line).sum(axis=0) / (line**2).sum(), 0, 1)
 

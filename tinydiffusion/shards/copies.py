@@ -20,7 +20,7 @@ LOCKS = 64
 
 
 class ShardError(RunError):
-    """A shard cannot be read now, or has changed since the start."""
+    """A shard that cannot be read now, or has changed since the start."""
 
 
 class ShardCopies:
@@ -77,7 +77,7 @@ class ShardCopies:
         for _, taken, copy in sorted(copies):
             if total + size <= self.bound:
                 return
-            with contextlib.suppress(PermissionError):  # Windows, where it is open
+            with contextlib.suppress(PermissionError):  # on Windows, for an open file
                 copy.unlink(missing_ok=True)
                 total -= taken
 

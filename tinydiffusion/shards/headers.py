@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tinydiffusion.pictures.captions import shown
 
 BLOCK = 512
-MAX_HEADERS = 2_000_000  # of one archive, including those of long names
+MAX_HEADERS = 2_000_000  # headers of one archive, including those of long names
 MAX_EXTENSION = 1 << 16  # bytes of one header that holds a long name
 MAX_NAME = 1000  # characters
 MAX_TAIL = 1 << 20  # bytes of zeros from the end mark on; writers pad to a multiple of 10,240
@@ -42,7 +42,7 @@ class Member(NamedTuple):
     """A regular file that is complete in the archive and has a harmless name."""
 
     name: str  # relative, with forward slashes
-    offset: int  # of its first byte in the archive
+    offset: int  # place of its first byte in the archive
     size: int
 
 

@@ -12,7 +12,7 @@ from tinydiffusion.pictures.scan import Skipped
 from tinydiffusion.shards.headers import Member
 from tinydiffusion.shards.members import MAX_PICTURE, Sample, index_shard
 
-SCHEMA = 2  # of the cache; to be raised when the index of the same shard changes
+SCHEMA = 2  # version of the cache; to be raised when the index of the same shard changes
 
 
 class ShardIndex(NamedTuple):

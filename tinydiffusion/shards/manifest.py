@@ -21,7 +21,7 @@ class ShardRecord(NamedTuple):
     name: str
     pictures: int
     bytes: int
-    sha256: str  # of the file
+    sha256: str  # hash of the file
 
 
 class Manifest(NamedTuple):

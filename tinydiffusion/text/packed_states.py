@@ -39,7 +39,7 @@ class _Part(NamedTuple):
     """The states of a file, memory-mapped: those that are not read take no memory."""
 
     path: Path
-    hidden: Float[Tensor, "N D"]  # of all its captions, concatenated
+    hidden: Float[Tensor, "N D"]  # states of all its captions, concatenated
     pooled: Float[Tensor, "M P"]
 
 

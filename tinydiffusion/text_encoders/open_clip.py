@@ -25,7 +25,7 @@ from tinydiffusion.text_encoders._open_clip_models import (
 )
 
 CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
-SAMPLED = 1000  # captions, for an estimate
+SAMPLED = 1000  # captions that an estimate is made from
 # open_clip builds a text tower only together with one for pictures; this is the smallest.
 NO_VISION: Any = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
 
