@@ -1,1 +1,1 @@
-"""Captioned pictures: one plug-in per file."""
+"""Data sets of captioned pictures: one plug-in per file."""

@@ -1,4 +1,4 @@
-"""Captioned pictures of a folder, the captions in a table, in files or in folders' names."""
+"""Captioned pictures of a folder, with captions from a table, files or the names of folders."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ class FolderDataset(PackedDataset):
 
     Captions come from `metadata.jsonl`, `metadata.csv` or `metadata.tsv` in the folder (the
     imagefolder layout of Hugging Face `datasets`: `file_name` and `text`, in JSON also a list of
-    texts; several rows of one picture are its several captions), else from a `.txt`, `.caption` or
+    texts; several rows of one picture give it several captions), else from a `.txt`, `.caption` or
     `.json` file beside each picture. Links are followed. Names that begin with a dot are ignored.
     Pictures that cannot be used are listed in `skipped` with the reason.
 
     Args:
         path: The folder.
-        size: Side of every example, or [height, width]; smaller pictures are skipped, not blown up.
+        size: Side of every example, or [height, width]; smaller pictures are skipped, not enlarged.
         fit: "crop" cuts pictures of other proportions, "pad" gives them a white border.
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
-        max_value: The value that means white in files of more than 8 bits, such as 4095; None takes
-            65535, but 4095 for a picture that has nothing brighter.
-        limit: Stop after this many usable pictures; None takes all.
-        workers: Threads that decode; alters no example.
+        max_value: The value that means white in files of more than 8 bits, such as 4095; None uses
+            65535, or 4095 for a picture without a brighter value.
+        limit: Stop after this many usable pictures; None uses all.
+        workers: Number of threads that decode; does not change the examples.
         caption_column: The column of the metadata, or key of the JSON, that holds the caption.
-        captions: "auto" as above; "folder" takes the name of the sub-folder that a picture lies
-            in, underscores and hyphens read as blanks.
+        captions: "auto" as above; "folder" uses the name of the sub-folder that contains a picture,
+            with underscores and hyphens read as blanks.
 
     Raises:
-        ValueError: no such folder, no pictures, no captions, a malformed metadata file (with its
-            line), or more than half of the pictures unusable.
+        ValueError: there is no such folder, it has no pictures or no captions, a metadata file is
+            malformed (names the line), or more than half of the pictures are unusable.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ def find_pictures(
 ) -> list[Found | Skipped]:
     """Find the captioned pictures of a folder, sorted by path, nothing decoded yet.
 
-    Whatever is unusual about how the folder is read is a warning.
+    A warning is given if the folder is read in an unusual way.
 
     Raises:
         ValueError: see `read_folder`; or the folder has no captions.

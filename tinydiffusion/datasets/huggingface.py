@@ -19,23 +19,23 @@ class HuggingFaceDataset(PackedDataset):
     Pictures that cannot be used are listed in `skipped` with the reason.
 
     Args:
-        path: What `datasets.load_dataset` takes: a name on the hub, or a local folder.
+        path: Name on the hub, or a local folder, as for `datasets.load_dataset`.
         subset: The configuration (subset), where the data set has several.
-        split: Which split, slices such as "train[:100]" included.
+        split: Name of the split; may have a slice, such as "train[:100]".
         image_column: The column that holds the pictures.
         caption_column: The column that holds a caption, or a list of captions.
-        size: Side of every example, or [height, width]; smaller pictures are skipped, not blown up.
+        size: Side of every example, or [height, width]; smaller pictures are skipped, not enlarged.
         fit: "crop" cuts pictures of other proportions, "pad" gives them a white border.
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
-        max_value: The value that means white in files of more than 8 bits, such as 4095; None takes
-            65535, but 4095 for a picture that has nothing brighter.
-        limit: Stop after this many usable pictures; None takes all.
-        workers: Threads that decode; alters no example.
+        max_value: The value that means white in files of more than 8 bits, such as 4095; None uses
+            65535, or 4095 for a picture without a brighter value.
+        limit: Stop after this many usable pictures; None uses all.
+        workers: Number of threads that decode; does not change the examples.
 
     Raises:
-        ValueError: no such data set, split or column, a caption that is not text, or more than
-            half of the pictures unusable.
+        ValueError: there is no such data set, split or column, a caption is not text, or more than
+            half of the pictures are unusable.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class HuggingFaceDataset(PackedDataset):
 def _load_rows(
     path: str, subset: str | None, split: str, image_column: str, caption_column: str
 ) -> Any:
-    """The split's two columns, the pictures as they lie in the file."""
+    """Load the two columns of a split, with the pictures not decoded."""
     datasets = import_datasets()
     with naming_load_errors(path):
         rows = datasets.load_dataset(path, subset, split=split)
@@ -86,7 +86,7 @@ def _pictures(rows: Any, path: str, image_column: str, caption_column: str) -> I
 
 
 def _read(rows: Any, path: str) -> Iterator[Any]:
-    """Yield the rows; the file may be damaged or gone by the time it is read."""
+    """Yield the rows; raise ValueError if the file is damaged or gone when it is read."""
     with naming_load_errors(path, "read"):
         yield from rows
 

@@ -1,4 +1,4 @@
-"""Captioned pictures of a Hugging Face data set that is read from its source, never stored."""
+"""Captioned pictures of a Hugging Face data set, streamed from its source and never stored."""
 
 import hashlib
 import json
@@ -28,35 +28,35 @@ from tinydiffusion.shards.row_stream import Row, RowStream
 class HuggingFaceStreamDataset(Streaming, Selective, Fingerprinted):
     """The captioned pictures of one split, streamed; ids are `part-0/row-0`, ...
 
-    In training the parts of the source come in an order of their own in every epoch, and within
-    each `window` of rows these are shuffled: which picture comes when does not depend on the number
-    of processes or on a stop in between. Every process and worker reads the whole stream, but
-    decodes only what it visits; a resumed run reads up to where it was. Where that takes too long,
+    In training the order of the source's parts is drawn anew for every epoch, and the rows of each
+    `window` are shuffled. The order of the pictures does not depend on the number of processes or
+    on interruptions. Every process and worker reads the whole stream, but decodes only the pictures
+    that it visits; a resumed run reads up to where it was. Where that takes too long,
     `tinydiffusion pack` makes shards of the pictures.
 
-    A picture that proves unusable when it is visited is named in a warning and left out: reading
-    it raises `UnusablePictureError`, and training goes on with the others of its batch.
+    A picture that proves unusable when it is visited is left out with a warning: reading it raises
+    `UnusablePictureError`, and training continues with the others of its batch.
 
     Args:
-        path: What `datasets.load_dataset` takes: a name on the hub, or a local folder.
+        path: Name on the hub, or a local folder, as for `datasets.load_dataset`.
         subset: The configuration (subset), where the data set has several.
-        split: Which split, without a slice.
-        revision: The commit, tag or branch on the hub; a commit is the same for ever.
+        split: Name of the split, without a slice.
+        revision: The commit, tag or branch on the hub; only a commit never changes.
         image_column: The column that holds the pictures.
         caption_column: The column that holds a caption, or a list of captions.
-        size: Side of every example, or [height, width]; smaller ones are unusable, not blown up.
+        size: Side of every example, or [height, width]; smaller ones are unusable, not enlarged.
         fit: "crop" cuts pictures of other proportions, "pad" gives them a white border.
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
-        max_value: The value that means white in files of more than 8 bits, such as 4095; None takes
-            65535, but 4095 for a picture that has nothing brighter.
-        num_examples: Rows of the split, where the data set does not tell.
-        window: Rows that are shuffled among each other, and held in memory undecoded; besides them
-            the reader of Parquet may hold one file of the source.
+        max_value: The value that means white in files of more than 8 bits, such as 4095; None uses
+            65535, or 4095 for a picture without a brighter value.
+        num_examples: Number of rows of the split, where the data set does not declare it.
+        window: Number of rows that are shuffled among each other, and held in memory undecoded; in
+            addition the reader of Parquet may hold one file of the source.
 
     Raises:
-        ValueError: no such data set, split or column, an option out of range, or it is not told
-            how many rows there are.
+        ValueError: there is no such data set, split or column, an option is out of range, or the
+            number of rows is unknown.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class HuggingFaceStreamDataset(Streaming, Selective, Fingerprinted):
         return len(self._order)
 
     def __getitem__(self, index: int) -> Example:
-        """The example with its middle window, not mirrored; fast where indices follow."""
+        """Return the example with its middle window, not mirrored; fast for ascending indices."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in [0, {len(self)})")
         window, member = divmod(index, self._order.window)
@@ -101,17 +101,17 @@ class HuggingFaceStreamDataset(Streaming, Selective, Fingerprinted):
         return {**example, "image": middle_window(example["image"], self.view.size)}
 
     def visit(self, order_seed: int, place: int, generator: torch.Generator) -> Example:
-        """The example at `place` of the epoch that `order_seed` shuffles, as training sees it."""
+        """Return the example at `place` of the epoch shuffled by `order_seed`, as for training."""
         window, member = divmod(self._order.locate(order_seed, place)[1], self._order.window)
         example = self._usable(self._visited.rows(order_seed, window), member)
         return {**example, "image": drawn_window(example["image"], self.view, generator)}
 
     def describe_skipped(self) -> str:
-        """How many of the pictures visited were left out for which reason."""
+        """Return the number of visited pictures that were left out for each reason."""
         return self._left_out.describe()
 
     def fingerprints(self) -> Mapping[str, str]:
-        """File -> SHA-256 of its size where it lies here, else of its revision on the hub."""
+        """Return file -> SHA-256 of the size of a local file, else of its revision on the hub."""
         if self._files is None:
             return {}
         names = [str(file) for file in self._files]
@@ -131,7 +131,7 @@ class HuggingFaceStreamDataset(Streaming, Selective, Fingerprinted):
 
 
 def _open(path: str, subset: str | None, split: str, revision: str | None) -> tuple[Any, Any]:
-    """The data set's builder, and the split as a stream."""
+    """Return the builder of the data set, and the split as a stream."""
     datasets = import_datasets()
     with naming_load_errors(path):
         builder = datasets.load_dataset_builder(path, subset, revision=revision)
@@ -140,15 +140,17 @@ def _open(path: str, subset: str | None, split: str, revision: str | None) -> tu
 
 
 def _free_what_is_read(builder: Any) -> None:
-    """Let go of a Parquet file's bytes once they are decoded, not at its end."""
+    """Make the reader free a Parquet file's bytes once they are decoded, not at its end."""
     from pyarrow.dataset import ParquetFragmentScanOptions
 
-    if builder.info.builder_name == "parquet":  # measured: 57 MB in place of 310, of one of 300
+    if (
+        builder.info.builder_name == "parquet"
+    ):  # measured for a file of 300 MB: 57 MB instead of 310
         builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
 
 
 def _length(rows: Any, name: str, num_examples: int | None) -> int:
-    """How many rows there are: as the user says, or else the data set's card."""
+    """Return the number of rows, from the user's setting or else from the data set's card."""
     if num_examples is not None:
         if num_examples < 1:
             raise ValueError(f"num_examples must be at least 1, got {num_examples}")
@@ -163,7 +165,7 @@ def _length(rows: Any, name: str, num_examples: int | None) -> int:
 
 
 def _source(cell: Any) -> Path | bytes | None:
-    """The picture's bytes or file; those inside an archive or on the hub are read now."""
+    """Return bytes or path of a picture; one inside an archive or on the hub is read now."""
     source = source_of_cell(cell)
     if not isinstance(source, Path) or "://" not in cell["path"]:
         return source
@@ -173,7 +175,7 @@ def _source(cell: Any) -> Path | bytes | None:
         with fsspec.open(cell["path"], "rb") as file:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]
     except read_errors() as error:
-        if type(error) is FileNotFoundError:  # by its heirs a hub says that it is out of reach
+        if type(error) is FileNotFoundError:  # its subclasses mean that a hub is unreachable
             return None
         raise PassingFaultError(f"cannot read {cell['path']}: {reason_of(error)}") from error
 

@@ -1,4 +1,4 @@
-"""Several data sets at once, each with its share of the pictures that are visited."""
+"""A mixture of several data sets, each with its share of the pictures that are visited."""
 
 import copy
 import hashlib
@@ -30,20 +30,20 @@ OWN = ("name", "weight")  # keys of a set that are not options of its plug-in
 class MixtureDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
     """The pictures of several data sets, mixed by weight; ids are `name-number/id`.
 
-    A fixed number of places: each set has as many of them as its weight asks for, and at least one
+    The number of places is fixed. Each set has places in proportion to its weight, and at least one
     per picture, so that every picture is visited in every epoch and a smaller set repeats, with
     window and mirroring drawn anew. Example i is a function of i alone.
 
     Args:
-        sets: What to mix, each as a config's `dataset` has it, with `name`, the options of that
-            data set, and `weight`: the share of visited pictures relative to the other sets. None
-            has a weight, which then are the numbers of pictures, or all have.
-        size: Goes to every set that takes it and does not give its own; None leaves it to them.
-        fit: Likewise.
+        sets: Sections like a config's `dataset`, each with `name`, the options of that data set,
+            and `weight`: the share of visited pictures relative to the other sets. Either all sets
+            have a weight, or none has; then the weights are the numbers of pictures.
+        size: Default for every set that has this option and does not set it; None sets none.
+        fit: Default for every set that has this option and does not set it; None sets none.
 
     Raises:
-        ValueError: a set that cannot be had (named by its key), a streaming one, weights for some
-            sets only, weights that would repeat a set too often, or pictures of several shapes.
+        ValueError: a set cannot be built (named by its key) or is a streaming one, only some sets
+            have weights, weights would repeat a set too often, or pictures have several shapes.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class MixtureDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
-        """The example at a place, nothing random."""
+        """Return the example at a place, with nothing random."""
         number, place = self._locate(index)
         part = self.parts[number]
         return self._named(number, place, part[place % len(part)])
 
     def augment(self, index: int, generator: torch.Generator) -> Example:
-        """The example at a place as one visit sees it, where its set draws anything."""
+        """Return the example at a place for one visit, with the random choices of its set."""
         number, place = self._locate(index)
         part = self.parts[number]
         inner = place % len(part)
@@ -82,7 +82,7 @@ class MixtureDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
         return self._named(number, place, example)
 
     def captions(self) -> Iterator[str]:
-        """Every caption of every set, once."""
+        """Yield every caption of every set, once."""
         for part in self.parts:
             if isinstance(part, Captioned):
                 yield from part.captions()
@@ -92,7 +92,7 @@ class MixtureDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
                 yield from [caption] if isinstance(caption, str) else caption
 
     def describe_skipped(self) -> str:
-        """How many pictures each set left out for which reason; empty where none was."""
+        """Return the number of pictures that each set left out for each reason; empty if none."""
         told = [
             (label, part.describe_skipped())
             for label, part in zip(self.labels, self.parts, strict=True)
@@ -101,10 +101,10 @@ class MixtureDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
         return "; ".join(f"{label}: {text}" for label, text in told if text)
 
     def fingerprints(self) -> dict[str, str]:
-        """Name the content of every example by its SHA-256, set by set.
+        """Return example id -> SHA-256 of its content, set by set.
 
-        Before each set stands its number of places; of a set that cannot name its examples, the
-        SHA-256 of its options stands for them.
+        The number of places of each set precedes its examples. A set without fingerprints has the
+        SHA-256 of its options instead.
         """
         found: dict[str, str] = {}
         for number, part in enumerate(self.parts):
@@ -117,10 +117,13 @@ class MixtureDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
         return found
 
     def divided(self, fraction: float) -> "tuple[MixtureDataset, MixtureDataset]":
-        """Hold out about this fraction of every set; the places follow.
+        """Hold out about this fraction of every set, and divide its places in proportion.
+
+        Returns:
+            The mixture without the held-out pictures, and that of the held-out ones, each once.
 
         Raises:
-            ValueError: a set that cannot be divided, or a side that would be empty.
+            ValueError: a set cannot be divided, or a side would be empty.
         """
         sides = copy.copy(self), copy.copy(self)
         pairs = [self._divided_part(number, fraction) for number in range(len(self.parts))]
@@ -142,7 +145,7 @@ class MixtureDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
         return part.divided(fraction)
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Which set has the place, and its number there."""
+        """Return the number of the set that has a place, and the place within the set."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in [0, {len(self)})")
         number = bisect_right(self._ends, index)
@@ -155,7 +158,7 @@ class MixtureDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
 
 
 def _build(number: int, section: Mapping[str, Any], common: Mapping[str, Any]) -> Dataset:
-    """A set of the mixture, with the options that are given to all where it takes them."""
+    """Build a set of the mixture, with those of the common options that it has."""
     key = f"sets.{number}"
     name = section.get("name")
     if not isinstance(name, str):
@@ -188,7 +191,7 @@ def _check_shapes(parts: Sequence[Dataset], labels: Sequence[str]) -> None:
 
 
 def _weights(sets: Sequence[Mapping[str, Any]], parts: Sequence[Dataset]) -> list[float]:
-    """The weight of each set: as given, or its number of pictures."""
+    """Return the weight of each set: the given one, or its number of pictures."""
     given = [section.get("weight") for section in sets]
     if all(weight is None for weight in given):
         return [float(len(part)) for part in parts]
@@ -203,7 +206,7 @@ def _weights(sets: Sequence[Mapping[str, Any]], parts: Sequence[Dataset]) -> lis
 
 
 def _places(lengths: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """How many places each set has: its share, and the scarcest set each of its pictures once."""
+    """Return the number of places of each set by weight; the scarcest set has one per picture."""
     per_weight = max(length / weight for length, weight in zip(lengths, weights, strict=True))
     counts = [round(weight * per_weight) for weight in weights]
     if sum(counts) > MAX_LENGTH:

@@ -1,4 +1,4 @@
-"""ShapeScenes as a data set: scenes drawn on the fly, no files."""
+"""ShapeScenes as a data set: scenes are drawn on the fly, without files."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -17,16 +17,16 @@ class ScenesDataset:
     """Captioned scenes; example i depends on (`seed`, `split`, i) and the categories alone.
 
     Args:
-        size: pixels of a side, even, in [16, 1024]; for spelling at least 32.
-        num_scenes: how many examples there are, at most 10 million.
-        seed: another seed, another set of scenes.
-        split: "train", or "held_out" for the fifth of the combinations that train never shows.
-        categories: of "one_object", "two_objects", "counting" and "spelling"; they take turns.
-        short_captions: also captions that leave out colours, the relation or the background, as
-            GenEval's prompts do; they come after the full ones.
+        size: Side in pixels, even, in [16, 1024]; for spelling at least 32.
+        num_scenes: Number of examples, at most 10 million.
+        seed: Seed of the scenes, at least 0.
+        split: "train", or "held_out" for the fifth of the combinations that "train" lacks.
+        categories: Some of "one_object", "two_objects", "counting" and "spelling", used in turn.
+        short_captions: Whether to add captions that leave out colours, the relation or the
+            background, as GenEval's prompts do; they come after the full ones.
 
     Raises:
-        ValueError: an option outside of these.
+        ValueError: an option is out of its range.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ScenesDataset:
         return self.num_scenes
 
     def __getitem__(self, index: int) -> Example:
-        """Example `index`: its picture, all its captions and an id like "scenes-train-000017"."""
+        """Return an example: picture, all its captions and an id like "scenes-train-000017"."""
         scene = self.scene(index)
         return {
             "image": render(scene, self.size),
@@ -60,7 +60,7 @@ class ScenesDataset:
         }
 
     def scene(self, index: int) -> Scene:
-        """The scene behind example `index`.
+        """Return the scene of example `index`.
 
         Raises:
             IndexError: `index` is not in [0, len(self)).

@@ -1,4 +1,4 @@
-"""Captioned pictures of tar shards that need not fit into memory, nor on this machine's disk."""
+"""Captioned pictures of tar shards that need not fit into memory or on this machine's disk."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,32 +22,33 @@ from tinydiffusion.shards.reader import ShardReader
 class ShardsDataset(Streaming, Captioned, Selective, Fingerprinted):
     """The captioned pictures of tar shards, read when they are visited.
 
-    The layout, the ids and the pixels are those of the data set `tar`. Nothing is held but where
-    the samples of a few shards lie. In training the shards come in an order of their own in every
-    epoch, and within each `window` of pictures these are shuffled (see `shards/order.py`): which
-    picture comes when does not depend on the number of processes or on a stop in between.
+    The layout, the ids and the pixels are those of the data set `tar`. Only the index of a few
+    shards is held in memory. In training the order of the shards is drawn anew for every epoch, and
+    the pictures of each `window` are shuffled (see `shards/order.py`). The order of the pictures
+    does not depend on the number of processes or on interruptions.
 
     Only headers are read at the start, and none where `tinydiffusion pack` has written a manifest.
-    A picture that proves unusable when it is visited is named in a warning and left out: reading
-    it raises `UnusablePictureError`, and training goes on with the others of its batch.
+    A picture that proves unusable when it is visited is left out with a warning: reading it raises
+    `UnusablePictureError`, and training continues with the others of its batch.
 
     Args:
         path: A shard, a folder of shards, a pattern such as "shards/*.tar" or a range such as
-            "shards/{00000..00099}.tar", here or at any address that fsspec reads: "s3://bucket/set".
-        size: Side of every example, or [height, width]; smaller ones are unusable, not blown up.
+            "shards/{00000..00099}.tar", local or at any address that fsspec reads, such as
+            "s3://bucket/set".
+        size: Side of every example, or [height, width]; smaller ones are unusable, not enlarged.
         fit: "crop" cuts pictures of other proportions, "pad" gives them a white border.
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
-        max_value: The value that means white in files of more than 8 bits, such as 4095; None takes
-            65535, but 4095 for a picture that has nothing brighter.
-        limit: Take the first so many pictures only; None takes all.
+        max_value: The value that means white in files of more than 8 bits, such as 4095; None uses
+            65535, or 4095 for a picture without a brighter value.
+        limit: Use only the first `limit` pictures; None uses all.
         caption_column: The key that holds the caption in `.json` members.
-        window: Pictures that are shuffled among each other; those of ten shards or so.
-        cache_gb: Gigabytes that copies of remote shards may take on this machine, all together.
+        window: Number of pictures that are shuffled among each other, about those of ten shards.
+        cache_gb: Gigabytes that all copies of remote shards together may take on this machine.
 
     Raises:
-        ValueError: an option out of range, no shards, a compressed or unreadable one, no picture
-            with a caption, or more than half of what the headers list unusable.
+        ValueError: an option is out of range, there are no shards, one is compressed or unreadable,
+            no picture has a caption, or more than half of those in the headers are unusable.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class ShardsDataset(Streaming, Captioned, Selective, Fingerprinted):
         return len(self._order)
 
     def __getitem__(self, index: int) -> Example:
-        """The example with its middle window, not mirrored; shard by shard."""
+        """Return the example with its middle window, not mirrored; in the order of the shards."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is not in [0, {len(self)})")
         shard = bisect_right(self._ends, index)
@@ -93,12 +94,12 @@ class ShardsDataset(Streaming, Captioned, Selective, Fingerprinted):
         return {**example, "image": middle_window(example["image"], self.view.size)}
 
     def visit(self, order_seed: int, place: int, generator: torch.Generator) -> Example:
-        """The example at `place` of the epoch that `order_seed` shuffles, as training sees it."""
+        """Return the example at `place` of the epoch shuffled by `order_seed`, as for training."""
         example = self._usable(*self._order.locate(order_seed, place))
         return {**example, "image": drawn_window(example["image"], self.view, generator)}
 
     def captions(self) -> Iterator[str]:
-        """Every caption of every example, shard by shard."""
+        """Yield every caption of every example, shard by shard."""
         for shard, count in enumerate(self._order.counts):
             for number in range(count):
                 found = self._reader.sample(shard, number, self.caption_column)
@@ -106,18 +107,18 @@ class ShardsDataset(Streaming, Captioned, Selective, Fingerprinted):
                     yield from [found.caption] if isinstance(found.caption, str) else found.caption
 
     def describe_skipped(self) -> str:
-        """How many pictures were left out for which reason; empty where none was."""
+        """Return the number of pictures left out for each reason; empty where none was."""
         return self._left_out.describe()
 
     def fingerprints(self) -> Mapping[str, str]:
-        """Shard -> its SHA-256 in the manifest; without one, of what its headers say."""
+        """Return shard -> its SHA-256 in the manifest; without a manifest, that of its index."""
         return self._reader.fingerprints()
 
     def _usable(self, shard: int, member: int) -> Example:
         """Read the example, before its window is cut.
 
         Raises:
-            UnusablePictureError: it cannot be used; names it.
+            UnusablePictureError: the picture cannot be used; names it.
         """
         index = self._reader.index(shard)
         with self._left_out.noting(f"{index.shard}/{index.keys[member]}"):
@@ -129,7 +130,7 @@ class ShardsDataset(Streaming, Captioned, Selective, Fingerprinted):
 
 
 def _first(counts: list[int], limit: int | None) -> list[int]:
-    """The counts of the first `limit` pictures."""
+    """Return the number of pictures of each shard among the first `limit` pictures."""
     if limit is None:
         return counts
     ends = accumulate(counts)

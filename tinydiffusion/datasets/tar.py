@@ -14,36 +14,36 @@ from tinydiffusion.shards.members import (
     read_sample,
 )
 
-MAX_SAMPLES = 5_000_000  # of all shards together
+MAX_SAMPLES = 5_000_000  # samples of all shards together
 
 
 class TarDataset(PackedDataset):
-    """The captioned pictures of tar shards, shards sorted by name, pictures in their order.
+    """The captioned pictures of tar shards, sorted by shard name, then in the shard's order.
 
     A picture's caption is the member of the same name that ends in `.txt` or `.caption`, else the
-    caption column of the one that ends in `.json`; they may stand anywhere in the shard. A lone
-    `x.input.png` goes with a lone `x.output.txt`. Ids are `shard.tar/name`. Other members are not
-    read. Where a shard is cut or damaged, what lies before that place is used. `skipped` names all
-    that is left out, with the reason.
+    caption column of the one that ends in `.json`; they may be anywhere in the shard. A lone
+    `x.input.png` is joined with a lone `x.output.txt`. Ids are `shard.tar/name`. Other members are
+    not read. If a shard is truncated or damaged, the members before that place are used. `skipped`
+    lists everything that is left out, with the reason.
 
-    Shards are listed first, by their headers alone; then pictures are read one at a time.
+    First the headers of all shards are read; then pictures are read one at a time.
 
     Args:
         path: A shard, a folder of shards, a pattern such as "shards/*.tar", or a range such as
             "shards/{00000..00099}.tar".
-        size: Side of every example, or [height, width]; smaller pictures are skipped, not blown up.
+        size: Side of every example, or [height, width]; smaller pictures are skipped, not enlarged.
         fit: "crop" cuts pictures of other proportions, "pad" gives them a white border.
         crop: "center", or "random" for a window drawn at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
-        max_value: The value that means white in files of more than 8 bits, such as 4095; None takes
-            65535, but 4095 for a picture that has nothing brighter.
-        limit: Stop after this many usable pictures; None takes all.
-        workers: Threads that decode; alters no example.
+        max_value: The value that means white in files of more than 8 bits, such as 4095; None uses
+            65535, or 4095 for a picture without a brighter value.
+        limit: Stop after this many usable pictures; None uses all.
+        workers: Number of threads that decode; does not change the examples.
         caption_column: The key that holds the caption in `.json` members.
 
     Raises:
-        ValueError: no shards, a compressed or unreadable one, no usable picture, or more than
-            half of what was found unusable.
+        ValueError: there are no shards, one is compressed or unreadable, no picture is usable, or
+            more than half of what was found is unusable.
     """
 
     def __init__(

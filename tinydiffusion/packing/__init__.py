@@ -1,1 +1,1 @@
-"""Any data set as tar shards with a manifest."""
+"""Packing of any data set into tar shards with a manifest."""

@@ -1,4 +1,4 @@
-"""`tinydiffusion pack`: any data set as tar shards with a manifest; and whether they are whole."""
+"""`tinydiffusion pack`: pack any data set into tar shards with a manifest."""
 
 import json
 from collections import deque
@@ -23,7 +23,7 @@ from tinydiffusion.runtime.outputs import check_owner, held
 from tinydiffusion.shards.addresses import is_shards
 from tinydiffusion.shards.manifest import Manifest
 
-LOCAL = ("path", "workers")  # options of a data set that say nothing of its pictures
+LOCAL = ("path", "workers")  # options of a data set that do not affect its pictures
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -32,19 +32,22 @@ def pack(
     section: dict[str, Any], out: Path, *, picture_format: str, shard_size: int, workers: int,
     overwrite: bool = False,
 ) -> int:  # fmt: skip
-    """0 once the shards and their manifest are there; a call that was killed is gone on with.
+    """Pack a data set into shards with a manifest; continue the work of a call that was killed.
 
     Args:
         section: The data set, as in a config; its `size` becomes that of the pictures.
         out: The folder of the shards.
-        picture_format: Of `FORMATS`.
-        shard_size: Pictures per shard.
-        workers: Threads that decode and encode; alters no byte.
+        picture_format: One of `FORMATS`.
+        shard_size: Number of pictures per shard.
+        workers: Number of threads that decode and encode; does not change the output.
         overwrite: See `outputs.held`.
 
+    Returns:
+        Exit code, 0.
+
     Raises:
-        ValueError: there is no such set, it has changed since an earlier call, `out` holds
-            something else, or more than half of the pictures cannot be used.
+        ValueError: there is no such set, it has changed since an earlier call, `out` has other
+            contents, or more than half of the pictures cannot be used.
         DiskError: the folder cannot be written.
     """
     section = {"size": _default_size(section["name"]), **section}
@@ -72,19 +75,19 @@ def pack(
 
 
 def section_of(path: str) -> dict[str, Any]:
-    """The `dataset` section that reads a path or address: shards, or a folder of pictures."""
+    """Return the `dataset` section for a path or address: shards, or a folder of pictures."""
     name = "shards" if "://" in path else "tar" if is_shards(Path(path)) else "folder"
     return {"name": name, "path": path}
 
 
 def _default_size(name: str) -> Any:
-    """The size of a data set's pictures where a config does not name it."""
+    """Return the default size of a data set's pictures, None where it has no such option."""
     options = registry.options_of(registry.load("dataset", name)) or {}
     return options["size"].default if "size" in options else None
 
 
 def _view(section: dict[str, Any]) -> View | None:
-    """How pictures are packed: covering the size, for a visit to draw its window, or padded."""
+    """Return the view for packing: pictures cover the size, to be cropped later, or are padded."""
     if section["size"] is None:
         return None
     fit = section.get("fit", "crop")
@@ -95,7 +98,7 @@ def _view(section: dict[str, Any]) -> View | None:
 def _results(
     source: Source, progress: Progress, encoded: Callable[[Item], Result], workers: int
 ) -> Iterator[tuple[str, Result]]:
-    """What became of each further item, with its id, in their order; few are held at a time."""
+    """Yield id and result of each further item, in order; few are held in memory at a time."""
     _check_unchanged(source, progress)
     waiting: deque[tuple[str, Future[Result]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="encode") as pool, quiet():
@@ -122,7 +125,7 @@ def _check_unchanged(source: Source, progress: Progress) -> None:
 
 
 def _write(source: Source, packer: Packer, results: Iterator[tuple[str, Result]]) -> Manifest:
-    """Fill shards with what comes, and say in the manifest what they are."""
+    """Write the results to shards, and then the manifest."""
     if packer.number != source.limit:
         for id_, result in results:
             packer.take(id_, result)

@@ -1,4 +1,4 @@
-"""How far `tinydiffusion pack` has come: one record per finished shard, until the manifest."""
+"""Progress of `tinydiffusion pack`: one record per finished shard, until there is a manifest."""
 
 import json
 import shutil
@@ -23,16 +23,16 @@ class Step(NamedTuple):
     """A finished shard."""
 
     shard: ShardRecord
-    taken: int  # items of the source up to here
-    last: str  # the id of the last of them
-    skipped: list[Skipped]  # since the step before
+    taken: int  # number of items of the source up to its end
+    last: str  # id of the last of them
+    skipped: list[Skipped]  # since the previous step
 
 
 class Progress:
-    """The steps in a folder; those of an earlier call with the same settings count.
+    """The steps in a folder, including those of an earlier call with the same settings.
 
     Raises:
-        ValueError: the folder holds shards of other settings, or files that are none of ours.
+        ValueError: the folder holds shards of other settings, or other files.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
@@ -45,17 +45,17 @@ class Progress:
 
     @property
     def taken(self) -> int:
-        """Items of the source that are done with."""
+        """Number of items of the source that are done."""
         return self.steps[-1].taken if self.steps else 0
 
     @property
     def pictures(self) -> int:
-        """Pictures that are in a shard."""
+        """Number of pictures in finished shards."""
         return sum(step.shard.pictures for step in self.steps)
 
     @property
     def skipped(self) -> list[Skipped]:
-        """What was left out up to the last step."""
+        """Pictures that were left out up to the last step."""
         return [item for step in self.steps for item in step.skipped]
 
     def add(self, step: Step) -> None:
@@ -65,7 +65,7 @@ class Progress:
         self.steps.append(step)
 
     def finish(self, skipped: list[Skipped]) -> Manifest:
-        """Write the manifest; `skipped` is all that was left out."""
+        """Write the manifest and return it; `skipped` has all pictures that were left out."""
         manifest = Manifest(self.settings, [step.shard for step in self.steps], skipped)
         with naming_errors(self.out):
             replace_file(self.out / FILE, dump_manifest(manifest))
@@ -73,7 +73,7 @@ class Progress:
         return manifest
 
     def _begun(self) -> bool:
-        """Whether there are steps of these settings; if not, the folder is made ready."""
+        """Return whether an earlier call with these settings has begun; else prepare the folder."""
         file = self.folder / "settings.json"
         if file.is_file():
             check_settings(self.out, json.loads(file.read_bytes()), self.settings)
@@ -87,7 +87,7 @@ class Progress:
         return False
 
     def _read(self, number: int) -> Step | None:
-        """Step `number`, if its shard is still there."""
+        """Read step `number`; return None where it or its complete shard does not exist."""
         try:
             shard, taken, last, skipped = json.loads(self._file(number).read_bytes())
             step = Step(ShardRecord(*shard), taken, last, [Skipped(*item) for item in skipped])
@@ -101,18 +101,18 @@ class Progress:
 
 
 class Packer:
-    """Fills one shard after the other."""
+    """A packer that fills one shard after the other."""
 
     def __init__(self, progress: Progress, shard_size: int, suffix: str) -> None:
         self.progress = progress
-        self.number = progress.pictures  # of the next picture
+        self.number = progress.pictures  # index of the next picture
         self.skipped: list[Skipped] = []  # since the last finished shard
         self._shard_size, self._suffix = shard_size, suffix
         self._taken, self._last = progress.taken, ""
         self._writer: ShardWriter | None = None
 
     def take(self, id_: str, result: Result) -> None:
-        """What became of the next item of the source."""
+        """Add the result of the next item of the source to the shard, or to the skipped."""
         self._taken, self._last = self._taken + 1, id_
         if isinstance(result, Skipped):
             self.skipped.append(result)
@@ -126,36 +126,36 @@ class Packer:
             self.finish_shard()
 
     def finish_shard(self) -> None:
-        """Give the shard its name and record it, where one is begun."""
+        """Finish and record the current shard, if there is one."""
         if self._writer is not None:
             step = Step(self._writer.finish(), self._taken, self._last, self.skipped)
             self.progress.add(step)
             self._writer, self.skipped = None, []
 
     def close(self) -> None:
-        """Leave the shard that is begun as it is; the next call begins it anew."""
+        """Close the unfinished shard, if any; the next call begins it anew."""
         if self._writer is not None:
             self._writer.close()
 
 
 def finished(out: Path, settings: dict[str, Any]) -> Manifest | None:
-    """The manifest of an earlier call that came to its end.
+    """Return the manifest of an earlier call that was completed, None where there is none.
 
     Raises:
-        ValueError: it had other settings.
+        ValueError: the earlier call had other settings.
     """
     file = out / FILE
     if not file.is_file():
         return None
     manifest = parse_manifest(file.read_text(), str(file))
     check_settings(out, manifest.settings, settings)
-    if (out / FOLDER).exists():  # stopped between the manifest and this
+    if (out / FOLDER).exists():  # the call was stopped after writing the manifest
         shutil.rmtree(out / FOLDER)
     return manifest
 
 
 def check_settings(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ValueError where a set was begun with other settings; names the first."""
+    """Raise ValueError where a set was begun with other settings, with the first that differs."""
     for key in {**before, **now}:
         if before.get(key) != now.get(key):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What `tinydiffusion pack` reads: any data set, picture after picture."""
+"""Input of `tinydiffusion pack`: any data set, picture by picture."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,21 +30,22 @@ CAPTION_COLUMN, CACHE_GB = "text", 20.0  # the data sets' own defaults
 class Source(NamedTuple):
     """A set to be packed."""
 
-    items: Callable[[int], Iterator[Item]]  # from a number on, always the same
-    limit: int | None = None  # of usable pictures
+    items: Callable[[int], Iterator[Item]]  # from an index on, always the same
+    limit: int | None = None  # largest number of usable pictures
 
 
 def id_of(item: Item) -> str:
-    """What an item is called."""
+    """Return the id of an item."""
     if isinstance(item, Skipped):
         return item.path
     return item.id if isinstance(item, Found) else item["id"]
 
 
 def open_source(section: dict[str, Any]) -> Source:
-    """The pictures of a config's `dataset` section.
+    """Open the data set of a config's `dataset` section for packing.
 
-    Folders and shards are read one picture at a time; of other data sets the examples are taken.
+    Folders and shards are read one picture at a time; other data sets are built and give their
+    examples.
 
     Raises:
         ValueError: there is no such set, or it is broken.
@@ -86,7 +87,7 @@ def _of_reader(reader: ShardReader, column: str, start: int) -> Iterator[Item]:
 
 
 def _of_packed(dataset: PackedDataset, start: int) -> Iterator[Item]:
-    """The pictures before their windows are cut."""
+    """Yield the pictures of a packed data set before windows are cut, then the skipped ones."""
     samples = dataset.scan.samples
     for index in range(start, len(samples)):
         pixels, sample = dataset.scan.pixels(index), samples[index]

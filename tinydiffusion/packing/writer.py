@@ -1,4 +1,4 @@
-"""Shards as `tinydiffusion pack` writes them: the same bytes for the same pictures."""
+"""Writer of the shards of `tinydiffusion pack`: the same bytes for the same pictures."""
 
 import hashlib
 import io
@@ -33,9 +33,9 @@ FORMATS = {  # suffix -> Pillow's format and its options
 
 
 class Packed(NamedTuple):
-    """A picture as it goes into a shard."""
+    """An encoded picture, to be written to a shard."""
 
-    id: str  # in the set that it comes from
+    id: str  # in the source
     caption: Caption
     content: bytes
 
@@ -44,9 +44,9 @@ Result = Packed | Skipped
 
 
 def encode(item: Item, *, view: View | None, suffix: str) -> Result:
-    """Encode the picture in the view's size, or tell why it is left out.
+    """Encode a picture in the view's size, or return why it is left out.
 
-    An example of a data set keeps the size that it has.
+    An example of a data set keeps its size.
     """
     if isinstance(item, Found | Skipped):
         assert view is not None, "data sets of files have one"
@@ -72,10 +72,10 @@ def _encode(planes: UInt8[np.ndarray, "3 H W"], suffix: str) -> bytes:
 
 
 class ShardWriter:
-    """One shard, which has its name only once it is whole and on the disk.
+    """A writer of one shard, which gets its name only once it is complete and on the disk.
 
-    A picture is a member `<key>.png` (or the like), what is known of it `<key>.json`: its caption
-    or captions under "text", and under "id" what it was called in the set that it comes from.
+    A picture is a member `<key>.png` (or another suffix), followed by `<key>.json` with its caption
+    or captions under "text", and under "id" its id in the source.
     """
 
     def __init__(self, path: Path, suffix: str) -> None:
@@ -95,7 +95,7 @@ class ShardWriter:
         self.pictures += 1
 
     def finish(self) -> ShardRecord:
-        """Give the shard its name, and say what it is."""
+        """Complete the shard, give it its name, and return its record."""
         self._write(bytes(2 * BLOCK))
         with naming_errors(self.path.parent):
             self._file.flush()
@@ -106,7 +106,7 @@ class ShardWriter:
         return ShardRecord(self.path.name, self.pictures, self._bytes, self._digest.hexdigest())
 
     def close(self) -> None:
-        """Give up."""
+        """Close the unfinished file."""
         self._file.close()
 
     def _add_member(self, name: str, content: bytes) -> None:
@@ -125,10 +125,10 @@ class ShardWriter:
 
 @contextmanager
 def naming_errors(folder: Path) -> Iterator[None]:
-    """Turns a refusal to write inside the `with` into one line.
+    """Raise DiskError in place of an OSError inside the `with`.
 
     Raises:
-        DiskError: in place of an OSError.
+        DiskError: the folder cannot be written; one line.
     """
     try:
         yield

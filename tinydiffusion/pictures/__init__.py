@@ -1,1 +1,1 @@
-"""Files to pixels and back: folders, captions, colours, sizes, grids."""
+"""Reading and writing of pictures: folders, captions, colours, sizes, grids."""

@@ -1,6 +1,6 @@
 """Directions of text: a short form of the Unicode bidirectional algorithm (UAX 9).
 
-Without embeddings, and for whole runs only: within a run of one direction Raqm places the letters.
+Without embeddings, and for whole runs only: Raqm orders the letters within a run of one direction.
 """
 
 import re
@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from itertools import groupby
 
 CLASSES = {"L": "L", "R": "R", "AL": "R", "AN": "R", "EN": "D"}
-"""Bidirectional class -> left to right, right to left, or digit; all others are neutral, N."""
+"""Bidirectional class -> left to right (L), right to left (R), digit (D); others: neutral (N)."""
 
 
 def is_rtl(text: str) -> bool:
-    """Tell whether the first letter with a direction runs from right to left (rules P2, P3)."""
+    """Return whether the first letter with a direction runs from right to left (rules P2, P3)."""
     strong = (d for d in map(unicodedata.bidirectional, text) if d in ("L", "R", "AL"))
     return next(strong, "L") != "L"
 
 
 def directions(characters: Sequence[str], rtl: bool) -> list[bool]:
-    """Tell which characters run from right to left.
+    """Return for each character whether it runs from right to left.
 
-    Digits follow the letter before them (W7), neutral characters their neighbours where these
-    agree (N1), else the whole text (N2).
+    A digit has the direction of the letter before it (W7), a neutral character that of its
+    neighbours where they agree (N1), else that of the whole text (N2).
 
     Args:
         characters: In logical order.
@@ -38,14 +38,14 @@ def directions(characters: Sequence[str], rtl: bool) -> list[bool]:
 
 
 def visual_order(runs: Sequence[bool], rtl: bool) -> list[int]:
-    """Order the runs of a line as they stand from left to right (rule L2).
+    """Return the order of the runs of a line from left to right (rule L2).
 
     Args:
         runs: Whether each one runs from right to left, in logical order.
         rtl: Whether the whole text runs from right to left.
 
     Returns:
-        Places in `runs`.
+        Indices into `runs`.
     """
     groups = [list(group) for _, group in groupby(range(len(runs)), lambda place: runs[place])]
     groups = [group[::-1] if runs[group[0]] else group for group in groups]

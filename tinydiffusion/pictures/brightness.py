@@ -1,12 +1,12 @@
-"""How bright the pictures of a set are as a whole: a black or white set teaches nothing."""
+"""Mean brightness of a set of pictures: nothing can be learned from a black or white set."""
 
 import math
 
 from jaxtyping import UInt8
 from torch import Tensor
 
-BLACK, WHITE = 5.0, 250.0  # mean levels of 255
-LITTLE = 10.0  # standard deviation of all levels; thin lines on white have more
+BLACK, WHITE = 5.0, 250.0  # mean levels, in [0, 255]
+LITTLE = 10.0  # standard deviation of all levels; that of thin lines on white is higher
 
 
 class Brightness:
@@ -16,7 +16,7 @@ class Brightness:
         self._count, self._sum, self._squares = 0, 0.0, 0.0
 
     def add(self, image: UInt8[Tensor, "C H W"]) -> None:
-        """Count a picture; every fourth row and column tells enough of a large one."""
+        """Add a picture; of a large one, every fourth row and column is enough."""
         step = 4 if min(image.shape[1:]) >= 64 else 1
         levels = image[:, ::step, ::step].double()
         self._count += levels.numel()
@@ -24,7 +24,7 @@ class Brightness:
         self._squares += float(levels.square().sum())
 
     def describe(self) -> str:
-        """Say that the pictures are nearly black or white as a whole; empty where they are not."""
+        """Return a warning if the pictures are nearly all black or white, else empty text."""
         if not self._count:
             return ""
         mean = self._sum / self._count

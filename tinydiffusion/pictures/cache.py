@@ -1,4 +1,4 @@
-"""Prepared pictures on disk, named by the content that they were made from."""
+"""A cache of prepared pictures on disk, with keys that depend on the content of their files."""
 
 import contextlib
 import hashlib
@@ -21,20 +21,21 @@ DIGEST = hashlib.sha256().digest_size
 
 
 class DamagedError(ValueError):
-    """An entry that is not as it was written."""
+    """A cache entry that differs from what was written."""
 
 
 def cache_folder() -> Path:
-    """Where prepared pictures are kept, see `cache_root`."""
+    """Return the folder of prepared pictures, inside `cache_root`."""
     return cache_root() / "datasets"
 
 
 def read_entry(key: str) -> tuple[dict[str, Any], UInt8[Tensor, "N"]] | None:
-    """What `write_entry` was given, the bytes mapped from the file; None where there is nothing.
+    """Read an entry that `write_entry` has written; a damaged one is removed, with a warning.
 
-    A damaged entry is named in a warning and removed.
+    Returns:
+        `about` and `content`, its bytes mapped from the file; None where there is no entry.
     """
-    with contextlib.suppress(OSError, RuntimeError):  # not there; other troubles writing will tell
+    with contextlib.suppress(OSError, RuntimeError):  # no entry; writing reports other errors
         file = cache_folder() / key
         try:
             return _read(file)
@@ -45,7 +46,7 @@ def read_entry(key: str) -> tuple[dict[str, Any], UInt8[Tensor, "N"]] | None:
 
 
 def write_entry(key: str, about: Mapping[str, Any], content: bytearray) -> None:
-    """Keep the content and what is to be known about it; a cache that cannot is a warning."""
+    """Write content and its description to the cache; warn where that is not possible."""
     header = json.dumps(about).encode()
     body = b"".join([len(header).to_bytes(8, "little"), header, content])
     try:

@@ -25,16 +25,16 @@ Index = Mapping[str, Sequence[str]]  # name without its last suffix -> caption f
 
 
 class Beside(NamedTuple):
-    """What lies beside a picture."""
+    """The caption file beside a picture."""
 
     caption: Caption  # empty where there is none
-    fault: str  # why there is none, else empty
-    file: str  # that was read, empty where none was
-    keys: Sequence[str] = ()  # of the object in it, where that is JSON
+    fault: str  # why there is no caption, else empty
+    file: str  # name of the file that was read, empty where none was
+    keys: Sequence[str] = ()  # keys of the object in a JSON file
 
 
 def index_caption_files(names: Iterable[str]) -> Index:
-    """Group the caption files of a folder by what they may be beside."""
+    """Group the caption files of a folder by name without suffix, which that of a picture has."""
     index: dict[str, list[str]] = {}
     for path in map(PurePosixPath, sorted(names)):
         if path.suffix.lower() in SIDECARS:
@@ -43,13 +43,13 @@ def index_caption_files(names: Iterable[str]) -> Index:
 
 
 def read_beside(root: Path, picture: str, index: Index, columns: Sequence[str]) -> Beside:
-    """Read the caption file of a picture, text before JSON.
+    """Read the caption file of a picture; a text file takes precedence over JSON.
 
     Args:
-        root: What names are relative to.
-        picture: Its name.
-        index: See `index_caption_files`.
-        columns: Keys of JSON that may hold the caption; the first one that is there is read.
+        root: Folder that names are relative to.
+        picture: Name of the picture.
+        index: From `index_caption_files`.
+        columns: JSON keys that may hold the caption; the first one that exists is read.
     """
     stem = str(PurePosixPath(picture).with_suffix(""))
     files = [*index.get(stem, ()), *index.get(picture, ())]
@@ -72,10 +72,13 @@ def read_beside(root: Path, picture: str, index: Index, columns: Sequence[str]) 
 
 
 def describe_near_names(read: Mapping[str, str]) -> list[str]:
-    """Say which captions come from files that are not named like `a.txt` or `a.caption`.
+    """Describe caption files that are not named like `a.txt` or `a.caption`.
 
     Args:
         read: Picture -> caption file that was read.
+
+    Returns:
+        One remark for each kind of name.
     """
     kinds: dict[tuple[str, bool], list[str]] = {}
     for picture, file in read.items():
@@ -93,9 +96,9 @@ def _is_json(file: str) -> bool:
 
 
 def _read_text(path: Path) -> Caption:
-    """Read a whole file as one caption; one over `MAX_CAPTION_LENGTH` not to its end."""
+    """Read a whole file as one caption; raise ValueError if it is over `MAX_CAPTION_LENGTH`."""
     content = _read(path, 4 * (MAX_CAPTION_LENGTH + 2))
-    if content is None:  # the cut may be inside a character
+    if content is None:  # not decoded: the cut may be inside a character
         raise ValueError(f"with a caption over {MAX_CAPTION_LENGTH} characters")
     return clean_caption(_decode(path, content))
 
@@ -112,7 +115,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _caption_in(path: Path, record: dict[str, Any], columns: Sequence[str]) -> Caption:
-    """Take the caption under the first column that is there, else under the one usual key."""
+    """Return the caption under the first column that exists, else under the only usual key."""
     keys = [key for key in columns if key in record][:1]
     keys = keys or [key for key in JSON_KEYS if key in record]
     try:
@@ -132,9 +135,9 @@ def _decode(path: Path, content: bytes) -> str:
 
 
 def _read(path: Path, most: int) -> bytes | None:
-    """Read a file of at most so many bytes; None where it has more."""
+    """Read a file of at most `most` bytes; return None if it is longer."""
     try:
-        if not path.is_file():  # to open a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would block for ever
             raise ValueError(f"no caption: {path.name} is missing or not a file")
         with path.open("rb") as file:
             content = file.read(most + 1)

@@ -1,4 +1,4 @@
-"""Captions: cleaned, mended, and taken out of bytes and of JSON."""
+"""Captions: decoding from bytes and JSON, cleaning, replacing of invalid characters."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from typing import Any
 
 from tinydiffusion.registry import suggest
 
-MAX_CAPTION_LENGTH = 10_000  # characters; what is longer is not a caption
+MAX_CAPTION_LENGTH = 10_000  # characters; a longer text is not a caption
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -16,12 +16,13 @@ Caption = str | list[str]
 
 
 def clean_caption(value: object) -> Caption:
-    """The caption, or the list of captions to draw from, without surrounding blanks.
+    """Strip surrounding blanks from a caption, or from a list of captions to draw from.
 
-    No caption (None), a blank one and a list of blank ones all come back empty.
+    Returns:
+        The caption or list; empty for None, a blank caption and a list of blank ones.
 
     Raises:
-        TypeError: neither text, nor a list of texts, nor None.
+        TypeError: the value is neither text, nor a list of texts, nor None.
     """
     if value is None:
         return ""
@@ -33,7 +34,7 @@ def clean_caption(value: object) -> Caption:
 
 
 def mend_caption(caption: Caption) -> tuple[Caption, list[str]]:
-    """The caption without characters that no text has, and what is worth knowing of it."""
+    """Replace invalid characters in a caption; return it with notes on what was found."""
     texts = [caption] if isinstance(caption, str) else caption
     notes = []
     if any(map(CONTROL.search, texts)):
@@ -47,15 +48,15 @@ def mend_caption(caption: Caption) -> tuple[Caption, list[str]]:
 
 
 def shown(text: str) -> str:
-    """The text on one line, fit for any terminal and any encoding of Unicode."""
+    """Escape unprintable characters, so that text fits on one line of any terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def decode(content: bytes) -> str:
-    """The text of UTF-8 bytes, with or without a byte order mark.
+    """Decode UTF-8 bytes, with or without a byte order mark.
 
     Raises:
-        ValueError: the bytes are not UTF-8 text; names the byte.
+        ValueError: the bytes are not UTF-8 text; has the offset of the first bad byte.
     """
     try:
         text = content.decode()
@@ -71,10 +72,10 @@ def decode(content: bytes) -> str:
 
 
 def parse_record(text: str) -> dict[str, Any]:
-    """The object that a JSON text holds.
+    """Parse a JSON text that holds one object.
 
     Raises:
-        ValueError: it is not valid JSON, no object, or holds a key twice.
+        ValueError: the text is not valid JSON, not an object, or holds a key twice.
     """
     try:
         record = json.loads(text, object_pairs_hook=_object)
@@ -86,7 +87,7 @@ def parse_record(text: str) -> dict[str, Any]:
 
 
 def caption_of(record: dict[str, Any], column: str) -> Caption:
-    """The record's caption, cleaned.
+    """Return the cleaned caption of a record.
 
     Raises:
         ValueError: there is no such column, or it does not hold text.
@@ -98,7 +99,7 @@ def caption_of(record: dict[str, Any], column: str) -> Caption:
 
 
 def _strip(text: str) -> str:
-    """The text without surrounding blanks, empty where nothing of it can be seen."""
+    """Strip surrounding blanks; return empty text where no visible character is left."""
     text = text.strip()
     return text if any(c.isprintable() and c != " " for c in text) else ""
 
@@ -110,10 +111,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def value_of(record: dict[str, Any], key: str) -> Any:
-    """Look a column up in a record.
+    """Return the value of a column of a record.
 
     Raises:
-        ValueError: there is no such column; lists those that there are.
+        ValueError: there is no such column; lists those that exist.
     """
     if key not in record:
         raise ValueError(lacks(key, list(record)))
@@ -121,10 +122,10 @@ def value_of(record: dict[str, Any], key: str) -> Any:
 
 
 def lacks(key: str, columns: list[str]) -> str:
-    """Say that a column is not there, and which ones are."""
+    """Return the message that a column does not exist, with those that do."""
     return f"no {key!r}{suggest(key, columns)}; it has {', '.join(map(repr, columns)):.200}"
 
 
 def texts_of(caption: Caption) -> list[str]:
-    """List the captions of a picture that has one, several or none."""
+    """Return the captions of a picture as a list, whether it has one, several or none."""
     return list(filter(None, [caption] if isinstance(caption, str) else caption))

@@ -1,4 +1,4 @@
-"""Any colour mode of Pillow -> the sRGB pixels that it means, in bounded memory."""
+"""Conversion of any colour mode of Pillow to sRGB, in bounded memory."""
 
 import functools
 import io
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-STRIP = 1 << 20  # pixels converted at a time, so that only one strip has in-between copies
-SAME = 2  # levels of 255 that a profile may move a colour by and still be sRGB
+STRIP = 1 << 20  # pixels converted at a time, so that only one strip has intermediate copies
+SAME = 2  # levels of 255 by which a profile may change a colour and still count as sRGB
 BASES = {"1": "L", "L": "L", "LA": "L", "La": "L", "CMYK": "CMYK", "LAB": "LAB"}
-"""Mode -> the one that a profile speaks of; "RGB" for all others."""
+"""Mode -> mode that an ICC profile applies to; "RGB" for all others."""
 
 
 class UnusablePictureError(ValueError):
@@ -19,12 +19,13 @@ class UnusablePictureError(ValueError):
 
 
 def to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The picture in mode RGB, and what is worth knowing of its colours.
+    """Convert a picture to mode RGB, in sRGB; return it with notes on its colours.
 
-    Transparency is laid on white; CMYK, and RGB or grey that is not sRGB, goes by its ICC profile.
+    Transparency is laid on white. CMYK, and RGB or grey that is not sRGB, is converted by its ICC
+    profile.
 
     Args:
-        image: Of 8 bits a channel, see `_depth.to_8_bits`.
+        image: Picture with 8 bits per channel, see `depth.to_8_bits`.
     """
     base = BASES.get(image.mode, "RGB")
     transform, note = _transform_of(image, base)
@@ -40,7 +41,7 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Cut a picture into strips of at most `STRIP` pixels, each with its first row."""
+    """Yield strips of at most `STRIP` pixels of a picture, each with the index of its first row."""
     rows = max(1, STRIP // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
@@ -62,7 +63,7 @@ def _flatten(image: Image.Image, base: str, transform: Any) -> Image.Image:
 
 
 def _transform_of(image: Image.Image, base: str) -> tuple[Any, str]:
-    """What takes the picture's colours to sRGB, None where they are; and a note, if any."""
+    """Return the transform of a picture's colours to sRGB, None where not needed; and a note."""
     if base == "LAB":
         return _lab_transform(), ""
     if profile := image.info.get("icc_profile"):

@@ -1,4 +1,4 @@
-"""One picture file -> RGB pixels, whatever its colour mode; bad files are refused by reason."""
+"""Decoding of a picture file of any colour mode to RGB; bad files are refused with a reason."""
 
 import functools
 import hashlib
@@ -19,18 +19,18 @@ from tinydiffusion.pictures.colours import UnusablePictureError, to_srgb
 from tinydiffusion.pictures.depth import depth_of, to_8_bits
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
-"""What is opened; Pillow's other readers are old, or hand the file to another program (EPS)."""
+"""Formats that are opened; Pillow's other readers are old, or call another program (EPS)."""
 
 UNREADABLE_SUFFIXES = frozenset({".avif", ".heic", ".heif", ".jxl"})
-"""Pictures all the same, so that they are named as skipped and not overlooked."""
+"""Suffixes that count as pictures even if unreadable, so that such files are listed as skipped."""
 
-MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB, as in Pillow; also against bombs
+MAX_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB, as in Pillow; limits decompression bombs
 MAX_BYTES = 1 << 30
-BIG = 16_000_000  # pixels; of bigger pictures one is decoded at a time
+BIG = 16_000_000  # pixels; bigger pictures are decoded one at a time
 _one_big_picture = threading.Lock()
 
 Transpose = Image.Transpose
-UPRIGHT = {  # EXIF orientation -> what makes the picture upright
+UPRIGHT = {  # EXIF orientation -> operation that makes the picture upright
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -42,7 +42,7 @@ UPRIGHT = {  # EXIF orientation -> what makes the picture upright
 TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
 ORIENTATION_TAG = 0x0112
 
-# What Pillow raises on files that are cut, damaged or not pictures at all.
+# Exceptions of Pillow for files that are truncated, damaged or not pictures at all.
 DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, RuntimeError, ArithmeticError,
     MemoryError, struct.error, zlib.error,
@@ -54,24 +54,24 @@ Size = tuple[int, int]
 """Height and width, in pixels."""
 
 FITS = ("crop", "pad")
-"""How a picture of other proportions comes to a size: cut, or whole with a white border."""
+"""How a picture of other proportions is fitted to a size: cropped, or with a white border."""
 
 
 class PassingFaultError(UnusablePictureError):
-    """A picture that the machine could not read now: nothing is wrong with the file."""
+    """A picture that cannot be read now because of the machine, not of the file."""
 
 
 class GridError(UnusablePictureError):
-    """A picture of pictures that a command of this program has drawn."""
+    """A picture that is a grid of pictures, drawn by a command of this program."""
 
 
 class Picture(NamedTuple):
     """A decoded picture."""
 
     image: Image.Image  # upright, mode RGB
-    width: int  # of the upright picture in the file, which a JPEG is not always decoded at
+    width: int  # width in the file, upright; a JPEG may be decoded at a smaller size
     height: int
-    notes: list[str]  # what was done to it, or is odd about it
+    notes: list[str]  # changes that were made to it, and oddities
 
 
 def load_picture(
@@ -84,22 +84,22 @@ def load_picture(
 ) -> Picture:
     """Read the upright RGB picture of a file (or of its bytes), decoded in full.
 
-    Colours are made sRGB (see `to_srgb`), and of several frames the first is taken. The kind of
-    file is told by its content, not its name. May be called from several threads; Pillow's
-    warnings about odd metadata are the caller's to silence, see `quiet`.
+    Colours are converted to sRGB (see `to_srgb`), and of several frames the first is read. The
+    format is detected by content, not name. May be called from several threads; the caller
+    silences Pillow's warnings about odd metadata, see `quiet`.
 
     Args:
         source: A file, or the bytes of one.
         size: Height and width to `resize` the picture to; it is never enlarged. A JPEG more than
             four times as large is decoded at a half, a quarter or an eighth of its size, which is
             much faster.
-        sha256: What `picture_sha256` gave for the source; None does not compare.
-        fit: Of `FITS`: whether the picture is to cover the size or to fit into it.
+        sha256: Expected `picture_sha256` of the source; None does not compare.
+        fit: One of `FITS`: whether the picture is to cover the size or to fit into it.
         max_value: The value that means white in files of more than 8 bits, see `to_8_bits`.
 
     Raises:
-        UnusablePictureError: the file is missing, cut, damaged, not a picture, changed, or so
-            large (over 89 million pixels in its header) that it could be a decompression bomb.
+        UnusablePictureError: the file is missing, truncated, damaged, not a picture, changed, or
+            so large (over 89 million pixels in its header) that it may be a decompression bomb.
     """
     with _open(source) as file:
         if sha256 is not None and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
@@ -108,7 +108,7 @@ def load_picture(
 
 
 def picture_sha256(source: Path | bytes) -> str:
-    """SHA-256 of the file's bytes.
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
 
     Raises:
         UnusablePictureError: there is no such file, or it cannot be read.
@@ -121,36 +121,36 @@ def upright_size(source: Path) -> tuple[int, int]:
     """Read the width and height of the upright picture from the header of its file.
 
     Raises:
-        UnusablePictureError: see `load_picture`; what is wrong with the pixels does not show.
+        UnusablePictureError: see `load_picture`; damaged pixels are not detected.
     """
     with _open(source) as file:
         image = _read_header(file)
         width, height = image.size
-        if width == height:  # no need of EXIF, which a PNG may have behind its pixels
+        if width == height:  # EXIF, which a PNG may have behind its pixels, is not needed
             return width, height
         return (height, width) if _orientation(image)[0] in TURNED else (width, height)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings of Pillow's, which tell of odd metadata file by file."""
+    """Silence Pillow's warnings inside the `with`, which report odd metadata of every file."""
     with warnings.catch_warnings():  # for the whole process, so not in the threads that decode
         warnings.filterwarnings("ignore", module="PIL")
         yield
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file's name ends like a picture's, one that cannot be opened included."""
+    """Return whether a file has the suffix of a picture, including formats that are not opened."""
     return PurePosixPath(name).suffix.lower() in _picture_suffixes()
 
 
 def fit_to(image: Image.Image, size: Size, fit: str) -> Image.Image:
-    """Bring a picture to this size, its proportions kept.
+    """Fit a picture to this size, with its proportions kept.
 
     Args:
-        image: In mode RGB.
+        image: Picture in mode RGB.
         size: Height and width.
-        fit: "crop" covers the size and takes the middle; "pad" fits the whole picture into it, with
+        fit: "crop" covers the size and keeps the middle; "pad" fits the whole picture into it, with
             a white border.
     """
     resized = resize(image, size, fit)
@@ -158,20 +158,20 @@ def fit_to(image: Image.Image, size: Size, fit: str) -> Image.Image:
 
 
 def resize(image: Image.Image, size: Size, fit: str) -> Image.Image:
-    """Resize a picture, its proportions kept, so that it covers the size or fits into it.
+    """Resize a picture, with its proportions kept, so that it covers the size or fits into it.
 
-    Antialiased; a picture of that size already comes back as it is.
+    The result is antialiased; a picture that has the size already is returned as it is.
     """
     width, height = scaled_size(image.size, size, fit)
     if (width, height) == image.size:
         return image
-    # Lanczos alone costs time in proportion to the source, so far too large pictures are first
-    # averaged in blocks, down to 3 times the target: no difference is visible.
+    # Lanczos alone takes time in proportion to the source, so pictures that are much too large are
+    # first averaged in blocks, down to 3 times the target: no difference is visible.
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def is_large_enough(picture: tuple[int, int], size: Size, fit: str) -> bool:
-    """Whether a picture of this width and height comes to the size without being enlarged."""
+    """Return whether a picture of this width and height fits the size without being enlarged."""
     width, height = picture
     tall, wide = size
     enough = width >= wide, height >= tall
@@ -179,12 +179,12 @@ def is_large_enough(picture: tuple[int, int], size: Size, fit: str) -> bool:
 
 
 def scaled_size(picture: tuple[int, int], size: Size, fit: str) -> tuple[int, int]:
-    """Width and height of a picture that is scaled to cover a size, or to fit into it.
+    """Return the width and height of a picture scaled to cover a size, or to fit into it.
 
     Args:
-        picture: Its width and height.
-        size: Height and width.
-        fit: Of `FITS`.
+        picture: Width and height of the picture.
+        size: Height and width to cover or fit into.
+        fit: One of `FITS`.
     """
     width, height = picture
     tall, wide = size
@@ -197,14 +197,14 @@ def scaled_size(picture: tuple[int, int], size: Size, fit: str) -> tuple[int, in
 
 
 def center_crop(image: Image.Image, size: Size) -> Image.Image:
-    """The middle of the picture, of this height and width."""
+    """Crop the middle of a picture to this height and width."""
     height, width = size
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
 def pad(image: Image.Image, size: Size) -> Image.Image:
-    """The picture in the middle of a white one of this height and width."""
+    """Put a picture in the middle of a white one of this height and width."""
     height, width = size
     if image.size == (width, height):
         return image
@@ -221,9 +221,9 @@ def _picture_suffixes() -> frozenset[str]:
 
 @contextmanager
 def _open(source: Path | bytes) -> Iterator[File]:
-    """The file; whatever is wrong with it leaves as UnusablePictureError."""
+    """Open a picture file; raise UnusablePictureError in place of any error inside the `with`."""
     try:
-        if isinstance(source, Path) and not source.is_file():  # to open a pipe would wait for ever
+        if isinstance(source, Path) and not source.is_file():  # opening a pipe would block for ever
             raise UnusablePictureError(_absence(source))
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             if file.seek(0, os.SEEK_END) > MAX_BYTES:
@@ -237,14 +237,14 @@ def _open(source: Path | bytes) -> Iterator[File]:
     except UnusablePictureError:
         raise
     except DECODE_ERRORS as error:
-        # Pillow's own OSErrors have no number: one that has comes from the disk.
+        # Pillow's own OSErrors have no errno: one with an errno comes from the disk.
         passing = isinstance(error, MemoryError) or getattr(error, "errno", None) is not None
         kind = PassingFaultError if passing else UnusablePictureError
         raise kind(f"unreadable: {_detail(error)}") from error
 
 
 def _absence(source: Path) -> str:
-    """Say why there is no file, for a link whose fault it is."""
+    """Return why there is no file at a path; a broken link is named with its target."""
     if source.is_symlink() and not source.exists():
         return f"broken link: to {source.readlink()}"
     return "missing or not a file"
@@ -254,11 +254,11 @@ def _decode(file: File, size: Size | None, fit: str, max_value: int | None) -> P
     image = _read_header(file)
     width, height = image.size
     if image.format == "PNG":
-        image.verify()  # checksums, which decoding does not look at
+        image.verify()  # checksums, which decoding does not check
         image = _read_header(file)
     with _one_big_picture if width * height > BIG else nullcontext():
         if size is not None:
-            image.draft(None, (2 * max(size), 2 * max(size)))  # it may lie on its side
+            image.draft(None, (2 * max(size), 2 * max(size)))  # the picture may be turned by 90°
         depth = depth_of(image)
         image.load()
         orientation, notes = _orientation(image)
@@ -276,10 +276,10 @@ def _decode(file: File, size: Size | None, fit: str, max_value: int | None) -> P
 
 
 def _read_header(file: File) -> Image.Image:
-    """Open the picture, its pixels still to be decoded.
+    """Open a picture without decoding its pixels.
 
     Raises:
-        UnusablePictureError: it has none or too many, or is a grid of this program's.
+        UnusablePictureError: it has no pixels or too many, or is a grid drawn by this program.
     """
     Image.init()
     file.seek(0)
@@ -294,13 +294,13 @@ def _read_header(file: File) -> Image.Image:
 
 
 def _is_grid(image: Image.Image) -> bool:
-    """Tell by the text chunks that grids and contact sheets are written with."""
+    """Return whether a PNG has the text chunks of this program's grids and contact sheets."""
     about = image.info
     return about.get("Software") == "tinydiffusion" or {"prompts", "seed"} <= about.keys()
 
 
 def _orientation(image: Image.Image) -> tuple[int, list[str]]:
-    """The EXIF orientation; a broken EXIF block does not make the picture unusable."""
+    """Return the EXIF orientation and notes; a broken EXIF block is noted and ignored."""
     try:
         exif = image.getexif()
         orientation = exif.get(ORIENTATION_TAG, 1)
@@ -313,6 +313,6 @@ def _orientation(image: Image.Image) -> tuple[int, list[str]]:
 
 
 def _detail(error: Exception) -> str:
-    """The first line of what went wrong, without the path that Python puts into it."""
+    """Return the first line of an error's message, without the path that Python adds."""
     words = (isinstance(error, OSError) and error.strerror) or str(error)
     return words.partition("\n")[0] or type(error).__name__

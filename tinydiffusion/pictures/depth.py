@@ -1,4 +1,4 @@
-"""Files of more than 8 bits a channel -> 8 bits: which of their values means white."""
+"""Scaling of files of more than 8 bits per channel to 8 bits, and the value that means white."""
 
 import math
 import sys
@@ -11,23 +11,23 @@ from PIL import Image
 
 from tinydiffusion.pictures.colours import UnusablePictureError, strips
 
-FULL = 65535  # white of 16 bits
+FULL = 65535  # white in 16 bits
 TWELVE = 4095
 RANGES = (255, 1023, TWELVE, 16383)
-"""White of 8, 10, 12 and 14 bits, as cameras, microscopes and X-rays store them in 16 bits."""
-DEEP = ("RGB;16", "RGBA;16", "LA;16")  # how Pillow calls them, but for the order of the bytes
+"""White in 8, 10, 12 and 14 bits, which cameras, microscopes and X-rays store in 16 bits."""
+DEEP = ("RGB;16", "RGBA;16", "LA;16")  # Pillow's names, without the byte order
 BRIGHTENED = "taken for 12 bits and brightened"
 
 Depth = Literal["8 bits", "grey", "declared grey", "colour"]
 
 
 def depth_of(image: Image.Image) -> Depth:
-    """Tell how a file holds its values, from its header; to be asked before it is decoded.
+    """Return how a file stores its values, from its header; to be called before it is decoded.
 
-    "declared grey" says itself which value is white, and Pillow scales it by that. "colour" is RGB
-    or RGBA of 16 bits a channel, of which Pillow gives the higher 8.
+    "declared grey": the file declares which value is white, and Pillow scales it by that.
+    "colour": RGB or RGBA with 16 bits per channel, of which Pillow returns the higher 8.
     """
-    tiles: Any = getattr(image, "tile", ())  # how the file is cut up, where there is one
+    tiles: Any = getattr(image, "tile", ())  # segments of the file, where there is one
     args = tiles[0].args if tiles else ""
     is_netpbm = image.format == "PPM" and tiles and tiles[0].codec_name.startswith("ppm")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -43,17 +43,18 @@ def to_8_bits(
     depth: Depth,
     max_value: int | None,
 ) -> tuple[Image.Image, list[str]]:
-    """Scale a decoded picture to 8 bits a channel, and say what is worth knowing of its range.
+    """Scale a decoded picture to 8 bits per channel; return it with notes on its range.
 
-    White is `max_value`; without one it is 65535, or what 32-bit and float files seem to use. A
-    16-bit file without a value above 4095 is taken for one of 12 bits: at full range nothing in it
-    would be brighter than 15 of 255. One without a value above 16383 is left, and named.
+    White is `max_value`; without one it is 65535, or the range that 32-bit and float files seem to
+    use. A 16-bit file without a value above 4095 is treated as one of 12 bits: at full range
+    nothing in it would be brighter than 15 of 255. One without a value above 16383 is left as it
+    is, with a note.
 
     Args:
-        image: Decoded in full.
-        reopen: Opens the same file anew, not decoded.
-        depth: What `depth_of` gave.
-        max_value: The value that means white; of files that declare it, theirs counts.
+        image: Picture, decoded in full.
+        reopen: Function that opens the same file again, not decoded.
+        depth: From `depth_of`.
+        max_value: The value that means white; ignored for files that declare it themselves.
 
     Raises:
         UnusablePictureError: the picture has values that are not finite.
@@ -67,7 +68,7 @@ def to_8_bits(
 
 
 def _white_of_16_bits(highest: int, max_value: int | None) -> tuple[int, list[str]]:
-    """Decide which value of a 16-bit file means white, from the highest that it has."""
+    """Return the value that means white in a 16-bit file, from its highest value, and notes."""
     if max_value is not None:
         clipped = [f"values above max_value={max_value} made white"] if highest > max_value else []
         return max_value, clipped
@@ -82,7 +83,7 @@ def _white_of_16_bits(highest: int, max_value: int | None) -> tuple[int, list[st
 
 
 def about_depth(note: str) -> bool:
-    """Whether a note of `to_8_bits` tells of a range that was guessed, or that may be meant."""
+    """Return whether a note of `to_8_bits` is about a range that was guessed or is possible."""
     return note.startswith("16-bit file")
 
 
@@ -90,7 +91,7 @@ def about_depth(note: str) -> bool:
 
 
 def _scale_grey(image: Image.Image, max_value: int | None) -> tuple[Image.Image, list[str]]:
-    """Grey of more than 8 bits as 8 bits, scaled and not clipped but for `max_value`."""
+    """Scale grey of more than 8 bits to 8; only values above `max_value` are clipped."""
     extremes = [(v.min(), v.max()) for v in (np.asarray(strip) for _, strip in strips(image))]
     lowest, highest = float(np.min(extremes)), float(np.max(extremes))
     if not np.isfinite([lowest, highest]).all():
@@ -110,9 +111,10 @@ def _scale_grey(image: Image.Image, max_value: int | None) -> tuple[Image.Image,
 def _grey_range(
     image: Image.Image, lowest: float, highest: float, max_value: int | None
 ) -> tuple[float, float, list[str]]:
-    """The values that mean black and white.
+    """Return the values that mean black and white, and notes.
 
-    32-bit and float files do not say: it is the smallest usual range that holds the picture.
+    32-bit and float files do not declare them: the smallest usual range that holds the picture is
+    assumed.
     """
     is_16_bit = image.mode == "I" and image.format in ("PNG", "PPM")
     if is_16_bit or image.mode.startswith("I;16") or max_value is not None:
@@ -130,7 +132,7 @@ def _grey_range(
 def _scale_colour(
     image: Image.Image, reopen: Callable[[], Image.Image], max_value: int | None
 ) -> tuple[Image.Image, list[str]]:
-    """RGB of 16 bits; its lower 8 bits are read only where they matter."""
+    """Scale RGB of 16 bits to 8; the lower 8 bits are read only where they matter."""
     extrema: Any = image.getextrema()
     brightest = max(high for _, high in extrema[:3])
     if max_value in (None, FULL) and brightest > (RANGES[-1] + 1) >> 8:
@@ -152,7 +154,7 @@ def _scale_colour(
 
 
 def _read_16_bits(image: Any) -> UInt16[np.ndarray, "H W C"]:
-    """All 16 bits of each channel, which Pillow does not give."""
+    """Read all 16 bits of each channel, which Pillow does not return."""
     file = image.fp
     if image.format == "PNG":
         import torch
@@ -167,7 +169,7 @@ def _read_16_bits(image: Any) -> UInt16[np.ndarray, "H W C"]:
 
 
 def _read_tiff(image: Any) -> UInt16[np.ndarray, "H W C"]:
-    """Pillow keeps the first byte in the order that it is told, so both orders give both bytes."""
+    """Read all 16 bits by decoding in both byte orders: Pillow keeps the first byte of each."""
     file = image.fp
     halves = []
     for swap in (False, True):
@@ -180,7 +182,7 @@ def _read_tiff(image: Any) -> UInt16[np.ndarray, "H W C"]:
 
 
 def _swapped(tile: Any) -> Any:
-    """The tile in the other order of bytes; "N" is that of the machine."""
+    """Return the tile with the other byte order; "N" is that of the machine."""
     rawmode, *others = tile.args
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
     return tile._replace(args=(rawmode[:-1] + other[rawmode[-1]], *others))
@@ -194,7 +196,7 @@ def _bytes_of(file: Any, start: int) -> bytes:
 def _scaled(
     values: Shaped[np.ndarray, "*shape"], low: float, high: float | int
 ) -> UInt8[np.ndarray, "*shape"]:
-    """Values as levels from 0 for `low` to 255 for `high`; what is beyond is black or white."""
+    """Scale values linearly to levels, 0 for `low` to 255 for `high`, and clip those beyond."""
     levels = (values.astype(np.float64) - low) * (255 / (high - low))
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""One reader of a folder of pictures, for training and for evaluation."""
+"""Reader of a folder of pictures, for training and for evaluation."""
 
 import re
 import unicodedata
@@ -21,7 +21,7 @@ from tinydiffusion.pictures.scan import Found, Skipped
 from tinydiffusion.pictures.walk import walk
 
 UNFINISHED = ".unfinished.jsonl"
-"""File of a folder of samples until all of them are there."""
+"""File that a folder of samples has until it is complete."""
 CAPTIONS = ("auto", "folder")
 LAYOUTS = (
     "metadata.jsonl with lines like "
@@ -35,15 +35,15 @@ CLASSES = (
 
 
 class PictureFolder(NamedTuple):
-    """What is in a folder of pictures, nothing decoded yet.
+    """The contents of a folder of pictures, nothing decoded yet.
 
     Attributes:
-        pictures: Sorted by name; without a caption where `uncaptioned` says why.
+        pictures: Sorted by name; those in `uncaptioned` have no caption.
         uncaptioned: Name of a picture -> why it has no caption.
-        skipped: What is not read at all, sorted by name.
-        columns: Those of the metadata, and keys of JSON files.
+        skipped: Files and folders that are not read at all, sorted by name.
+        columns: Columns of the metadata, and keys of JSON files.
         remarks: How the folder was read where that is not the usual way.
-        refusal: Why captions cannot be taken from this folder; empty where they can.
+        refusal: Why captions cannot be read from this folder; empty where they can.
     """
 
     pictures: list[Found]
@@ -54,7 +54,7 @@ class PictureFolder(NamedTuple):
     refusal: str
 
     def captioned(self) -> list[Found | Skipped]:
-        """List everything by name, pictures without a caption as skipped."""
+        """Return everything sorted by name, with uncaptioned pictures as skipped."""
         without = (Skipped(*item) for item in self.uncaptioned.items())
         with_caption = (each for each in self.pictures if each.id not in self.uncaptioned)
         return sorted([*with_caption, *without, *self.skipped], key=lambda item: item[0])
@@ -67,13 +67,13 @@ def read_folder(
 
     Args:
         root: The folder; links in it are followed.
-        columns: Where metadata may have its captions; the first one that is there is read.
+        columns: Columns of metadata that may hold captions; the first one that exists is read.
         captions: "auto" reads the folder's metadata, else files beside the pictures; "folder"
-            takes the name of the sub-folder that a picture lies in.
+            uses the name of the sub-folder that contains a picture.
 
     Raises:
-        ValueError: no such folder, samples that are being made, no pictures, two metadata files,
-            or a malformed one.
+        ValueError: there is no such folder, its samples are not complete, it has no pictures, two
+            metadata files or a malformed one.
     """
     if captions not in CAPTIONS:
         raise ValueError(f"captions must be one of {', '.join(CAPTIONS)}, got {captions!r}")
@@ -134,7 +134,7 @@ def _listed(root: Path, names: set[str], file: str, table: Table) -> PictureFold
 
 
 def _fold(name: str) -> str:
-    """Make names equal that differ in case or in how accents are written."""
+    """Normalise a name, so that case and the encoding of accents make no difference."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -155,7 +155,7 @@ def _by_caption_files(root: Path, names: set[str], columns: Sequence[str]) -> Pi
 
 
 def _refusal(root: Path, pictures: list[str], faults: list[str], unread: list[Skipped]) -> str:
-    """Say why no picture has a caption; empty where the faults of single files say it."""
+    """Return why no picture has a caption; empty where faults of single files are the reason."""
     kinds = {fault.partition(":")[0] for fault in faults}
     if not kinds <= {NO_CAPTION, EMPTY}:
         return ""
@@ -179,7 +179,7 @@ def _pictures_of(root: Path, names: set[str]) -> list[str]:
 
 
 def _hint(unread: list[Skipped]) -> str:
-    """Say what a missing caption file may be called instead, or where it may be."""
+    """Return a hint about files that may be misnamed or misplaced metadata."""
     if not unread:
         return ""
     listed = ", ".join(shown(name) for name, _ in unread)

@@ -1,4 +1,4 @@
-"""Fonts of labels: a bundled one for Latin, Greek and Cyrillic, else those of the machine."""
+"""Fonts for labels: a bundled one for Latin, Greek and Cyrillic, else those of the machine."""
 
 import math
 import re
@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont, features
 SIZE = 12  # pixels per em
 LINE_HEIGHT = 17  # pixels
 BASELINE = 13  # pixels below the top of a line
-BITMAP_SIZE = 109  # pixels per em of the colour bitmaps of emoji fonts, which have no other size
-SEARCH_SECONDS = 20.0  # a machine's first search reads all of its fonts
+BITMAP_SIZE = 109  # pixels per em of the colour bitmaps of emoji fonts, their only size
+SEARCH_SECONDS = 20.0  # longest search; the first on a machine reads all of its fonts
 
 BUNDLED_FILE = Path(__file__).with_name("font_files") / "DejaVuSans-subset.ttf"
 BUNDLED_CHARSET = (
@@ -34,11 +34,11 @@ EMOJI = re.compile("[\U0001f000-\U0001faff]|\ufe0f")
 
 
 class Face:
-    """One font of one file, and the characters that it has.
+    """One font of a font file, with the set of its characters.
 
     Args:
-        file: Path of the font.
-        index: Of the font in its file.
+        file: Path of the font file.
+        index: Index of the font in the file.
         charset: Ranges of characters in hexadecimal, as fontconfig writes them: "20-7e a0".
     """
 
@@ -46,17 +46,17 @@ class Face:
         self.file, self.index, self.charset = file, index, charset
 
     def can_draw(self, cluster: str) -> bool:
-        """Tell whether the font has all characters, can be opened and leaves ink for them."""
+        """Return whether the font has all characters, can be opened and draws them visibly."""
         visible = INVISIBLE.sub("", cluster)
         if not all(map(self._has, visible)):
             return False
         try:
             return not visible.strip() or self._leaves_ink(cluster)
-        except OSError:  # a file that went away, or of a kind that Pillow does not read
+        except OSError:  # a deleted file, or a format that Pillow does not read
             return False
 
     def width(self, text: str, rtl: bool = False) -> int:
-        """Measure text on one line, in pixels."""
+        """Return the width of text on one line, in pixels."""
         length = self._font.getlength(_fit(text), direction=_direction(rtl))
         return math.ceil(length * self._scale)
 
@@ -64,10 +64,10 @@ class Face:
         """Draw text into a line.
 
         Args:
-            line: Picture of `LINE_HEIGHT` pixels, which is drawn to.
-            left: Pixels from its left side.
-            text: In logical order.
-            colour: Of the letters; colour fonts keep their own.
+            line: Picture to draw into, `LINE_HEIGHT` pixels high.
+            left: Distance from its left side, in pixels.
+            text: Text in logical order.
+            colour: Colour of the letters; colour fonts keep their own.
             rtl: Whether the text runs from right to left.
         """
         if self._scale == 1:
@@ -106,7 +106,7 @@ class Face:
 
     @cached_property
     def _bounds(self) -> list[int]:
-        """List the first character of every range and the one after its last, in turn."""
+        """Return the code of the first character of each range and of the one after its last."""
         ranges = [part.split("-") for part in self.charset.split()]
         return [n for r in ranges for n in (int(r[0], 16), int(r[-1], 16) + 1)]
 
@@ -114,9 +114,9 @@ class Face:
         return bisect_right(self._bounds, ord(character)) % 2 == 1
 
     def _leaves_ink(self, cluster: str) -> bool:
-        """Tell whether anything is seen.
+        """Return whether drawing the cluster changes any pixel.
 
-        Fonts of vector colours, which Pillow does not draw, have glyphs without an outline.
+        Fonts with vector colours, which Pillow does not draw, have glyphs without an outline.
         """
         line = Image.new("RGB", (self.width(cluster) + 2 * LINE_HEIGHT, LINE_HEIGHT), "white")
         self.draw(line, LINE_HEIGHT, cluster, "black")
@@ -128,7 +128,7 @@ BUNDLED = Face(str(BUNDLED_FILE), 0, BUNDLED_CHARSET)
 
 @cache
 def face_for(cluster: str) -> Face | None:
-    """Find the font that draws a character and the marks on it; None where no font does."""
+    """Return the font that draws a character and its marks; None where no font does."""
     if not shapes() and _needs_shaping(cluster):
         return None
     if BUNDLED.can_draw(cluster):
@@ -139,10 +139,10 @@ def face_for(cluster: str) -> Face | None:
 
 @cache
 def machine_faces(family: str) -> tuple[Face, ...]:
-    """List the machine's fonts by fontconfig, those nearest to a family first.
+    """Return the machine's fonts from fontconfig, those nearest to a family first.
 
     Returns:
-        None of them where fontconfig is not installed or does not answer in time.
+        The fonts; empty where fontconfig is not installed or exceeds `SEARCH_SECONDS`.
     """
     layout = "%{file}\t%{index}\t%{charset}\n"
     command = ["fc-match", "--sort", "--format", layout, family]
@@ -162,7 +162,7 @@ def machine_faces(family: str) -> tuple[Face, ...]:
 
 
 def shapes() -> bool:
-    """Tell whether Pillow joins letters, places marks and writes from right to left (Raqm)."""
+    """Return whether Pillow joins letters, places marks and writes from right to left (Raqm)."""
     return bool(features.check("raqm"))
 
 
@@ -174,7 +174,7 @@ def _needs_shaping(cluster: str) -> bool:
 
 
 def _fit(text: str) -> str:
-    """Take away the invisible characters where Pillow, without Raqm, draws them as boxes."""
+    """Remove invisible characters where Pillow, without Raqm, would draw them as boxes."""
     return text if shapes() else INVISIBLE.sub("", text)
 
 

@@ -18,10 +18,10 @@ from tinydiffusion.runtime.durable import replace_file
 from tinydiffusion.runtime.outputs import LIST_SUFFIX, LIST_TITLE, is_list
 
 GAP = 8  # pixels around a tile
-MIN_WIDTH = 96  # pixels that a picture is enlarged to by a whole factor
-MAX_HEIGHT = 480  # pixels beyond which a tall one is not enlarged
-MIN_COLUMNS = 8  # of a grid that has as many pictures
-PROMPT_LINES = 6  # at most
+MIN_WIDTH = 96  # pixels; a narrower picture is enlarged by a whole factor
+MAX_HEIGHT = 480  # pixels; no picture is enlarged beyond this height
+MIN_COLUMNS = 8  # fewest columns of a grid with at least as many pictures
+PROMPT_LINES = 6  # most lines of a prompt
 PROMPT_COLOUR, SEED_COLOUR = "black", "#707070"
 
 
@@ -35,15 +35,15 @@ def save_grid(
 ) -> None:
     """Write pictures as one PNG, row by row, each above its prompt and seed.
 
-    Prompts and seed travel in its text chunks, too. A prompt that no font on this machine can draw
-    is a number, with a warning and a list of numbers and prompts in `list_file(file)`.
+    The PNG's text chunks also hold prompts and seed. A prompt that no font on this machine can draw
+    is replaced by a number, with a warning and a list of numbers and prompts in `list_file(file)`.
 
     Args:
-        file: The PNG.
+        file: Path of the PNG.
         images: At least one picture.
         prompts: One per picture.
-        seed: Of the first picture; the others follow. None writes none.
-        columns: Pictures of a row; None takes `grid_columns`.
+        seed: Seed of the first picture; those of the others follow. None writes no seeds.
+        columns: Number of pictures per row; None uses `grid_columns`.
     """
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts), start=1)}
     listed = {number: prompt for prompt, number in numbers.items() if not can_draw(clean(prompt))}
@@ -54,7 +54,7 @@ def save_grid(
     sheet = _sheet(tiles, columns or grid_columns(len(tiles)))
     _save_png(file, sheet, _text_chunks(prompts, seed))
     _save_list(list_file(file), file.name, listed)
-    if listed:  # without the file's name, so that a run with many grids says it once
+    if listed:  # without the file's name, so that a run with many grids warns once
         warnings.warn(
             f"{len(listed)} of {len(numbers)} texts have letters that no font on this machine can "
             "draw: the grid numbers them, and a .txt beside it lists them",
@@ -63,12 +63,12 @@ def save_grid(
 
 
 def grid_columns(num_images: int) -> int:
-    """Pictures of a row, for a grid that is neither a ribbon nor wider than a page."""
+    """Return the number of pictures per row for a grid that is about square, at least 8 wide."""
     return min(num_images, max(MIN_COLUMNS, round(num_images**0.5)))
 
 
 def list_file(grid: Path) -> Path:
-    """Name the list of the texts that are numbers in a grid; written only where there are any."""
+    """Return the path of the list of texts that a grid shows as numbers; written only if needed."""
     return grid.with_name(f"{grid.name}{LIST_SUFFIX}")
 
 
@@ -94,7 +94,7 @@ def _tile(picture: Image.Image, label: str, seed: int | None) -> Image.Image:
 
 
 def _sheet(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Put tiles of one width on white; a row is as high as its highest tile."""
+    """Arrange tiles of one width on white; a row is as high as its highest tile."""
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
     width = columns * (tiles[0].width + GAP) + GAP
@@ -124,7 +124,7 @@ def _save_png(file: Path, sheet: Image.Image, chunks: PngImagePlugin.PngInfo) ->
 
 
 def _save_list(file: Path, grid_name: str, listed: Mapping[int, str]) -> None:
-    """Write numbers and prompts; without any, remove the list of an earlier grid of that name."""
+    """Write numbers and prompts; if there are none, remove the list of an earlier grid."""
     if listed:
         lines = [f"#{number} {' '.join(prompt.split())}\n" for number, prompt in listed.items()]
         replace_file(file, f"{LIST_TITLE}{grid_name}:\n{''.join(lines)}".encode())

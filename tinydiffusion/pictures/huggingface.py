@@ -1,4 +1,4 @@
-"""What both plug-ins for Hugging Face `datasets` ask of a data set and do with its cells."""
+"""Common parts of both plug-ins for Hugging Face `datasets`: checks, columns and cells."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from tinydiffusion.runtime.hub import hub_advice, read_errors, reason_of
 
 
 def import_datasets() -> Any:
-    """The package `datasets`.
+    """Import the package `datasets`.
 
     Raises:
         PluginError: it is not installed.
@@ -27,14 +27,14 @@ def import_datasets() -> Any:
 
 @contextmanager
 def naming_load_errors(path: str, doing: str = "load") -> Iterator[None]:
-    """Say in one line why a data set cannot be read, and what to do.
+    """Raise ValueError in place of the errors of `datasets` inside the `with`.
 
     Args:
-        path: What `datasets.load_dataset` was given.
-        doing: What failed, as in "cannot load data set".
+        path: Argument of `datasets.load_dataset`.
+        doing: Verb for the message, as in "cannot load data set".
 
     Raises:
-        ValueError: in place of what `datasets` and the packages below it raise.
+        ValueError: `datasets` or a package below it has failed; one line with cause and advice.
     """
     try:
         yield
@@ -48,7 +48,7 @@ def naming_load_errors(path: str, doing: str = "load") -> Iterator[None]:
 
 
 def _advice(path: Path) -> str:
-    """Say what to do, which depends on where the set lies: what is no path is a name on the hub."""
+    """Return advice for a path that cannot be loaded; other names are looked up on the hub."""
     if path.is_file():
         return "give the folder that holds the file"
     if path.exists():
@@ -59,11 +59,11 @@ def _advice(path: Path) -> str:
 
 
 def two_columns(rows: Any, name: str, image_column: str, caption_column: str) -> Any:
-    """The rows with these two columns only, the pictures as they lie in the file.
+    """Select these two columns of the rows, with the pictures not decoded.
 
     Raises:
-        ValueError: there is no such column, it is not told which there are, or the first does not
-            hold pictures.
+        ValueError: there is no such column, the columns are unknown, or the first does not hold
+            pictures.
     """
     datasets = import_datasets()
     if rows.column_names is None:
@@ -80,7 +80,7 @@ def two_columns(rows: Any, name: str, image_column: str, caption_column: str) ->
 
 
 def caption_of_cell(cell: object, column: str, row: str) -> Caption:
-    """The caption of a row, see `clean_caption`.
+    """Return the caption of a row, cleaned by `clean_caption`.
 
     Raises:
         ValueError: it is neither text nor a list of texts.
@@ -92,7 +92,7 @@ def caption_of_cell(cell: object, column: str, row: str) -> Caption:
 
 
 def source_of_cell(cell: Any) -> Path | bytes | None:
-    """A picture column's cell after `Image(decode=False)`; None where there is no picture."""
+    """Return path or bytes of a cell of `Image(decode=False)`; None where it has no picture."""
     if cell is None:
         return None
     if cell["bytes"] is not None:
@@ -109,7 +109,7 @@ def _check_is_there(column: str, known: list[str], name: str) -> None:
 
 
 def _check_holds_pictures(feature: Any, column: str) -> None:
-    """Refuse columns of text above all: they would be opened as paths."""
+    """Check that a column holds pictures; text, above all, would be opened as paths."""
     datasets = import_datasets()
     is_bytes = isinstance(feature, datasets.Value) and feature.dtype.endswith("binary")
     if not (is_bytes or isinstance(feature, (datasets.Image, dict))):

@@ -1,4 +1,4 @@
-"""Text under pictures: lines of a given width, in every script that a font draws."""
+"""Labels under pictures: lines of a given width, in every script that has a font."""
 
 import re
 import unicodedata
@@ -13,11 +13,11 @@ from tinydiffusion.pictures.bidi import directions, is_rtl, visual_order
 from tinydiffusion.pictures.fonts import INVISIBLE, LINE_HEIGHT, Face, face_for
 
 ELLIPSIS = "…"
-MAX_LENGTH = 1000  # characters of a text; no label shows as many
-JOINER = "\u200d"  # zero width joiner, of emoji and Indic letters
+MAX_LENGTH = 1000  # characters of a text, more than any label shows
+JOINER = "\u200d"  # zero width joiner, in emoji and Indic scripts
 VIRAMA = 9  # combining class of the sign that joins two Indic consonants
-SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")  # colours of the person before them
-FLAG = re.compile("[\U0001f1e6-\U0001f1ff]{2}")  # two letters that are a country
+SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")  # skin colours of the preceding emoji
+FLAG = re.compile("[\U0001f1e6-\U0001f1ff]{2}")  # the two letters of a country
 
 
 class Run(NamedTuple):
@@ -29,19 +29,19 @@ class Run(NamedTuple):
 
 
 def clean(text: str) -> str:
-    """Put text on one line: letters and marks composed, no control characters, not endless."""
+    """Return text on one line, with composed marks, no control characters and limited length."""
     short = text if len(text) <= MAX_LENGTH else text[:MAX_LENGTH] + ELLIPSIS
     line = " ".join(unicodedata.normalize("NFC", short).split())
     return "".join(c for c in line if unicodedata.category(c) != "Cc")
 
 
 def can_draw(text: str) -> bool:
-    """Tell whether every character has a font."""
+    """Return whether every character has a font."""
     return all(face_for(cluster) for cluster in clusters(text))
 
 
 def clusters(text: str) -> Iterator[str]:
-    """Split text into what is one sign to a reader: a letter with its marks, a flag, a family."""
+    """Yield the parts of text that a reader sees as one sign, such as a letter with its marks."""
     cluster = ""
     for character in text:
         if cluster and not _belongs(character, cluster):
@@ -54,12 +54,12 @@ def clusters(text: str) -> Iterator[str]:
 
 @lru_cache(maxsize=1024)
 def wrap(text: str, width: int, max_lines: int) -> tuple[str, ...]:
-    """Break text into lines; words wider than a line are broken, what is too long is cut.
+    """Break text into lines; words wider than a line are broken, and excess lines are dropped.
 
     Args:
-        text: Every character has a font.
-        width: Of a line, in pixels.
-        max_lines: The last one ends in an ellipsis where there is more text.
+        text: Text whose characters all have a font.
+        width: Width of a line, in pixels.
+        max_lines: Most lines; the last one ends in an ellipsis where there is more text.
     """
     rtl = is_rtl(text)
     lines = list(islice(_lines(text.split(), width, rtl), max_lines + 1))
@@ -72,9 +72,9 @@ def draw_line(text: str, width: int, colour: str, rtl: bool) -> Image.Image:
     """Draw one line on white.
 
     Args:
-        text: Every character has a font.
-        width: Of the picture, in pixels; its height is `LINE_HEIGHT`.
-        colour: Of the letters.
+        text: Text whose characters all have a font.
+        width: Width of the picture, in pixels; its height is `LINE_HEIGHT`.
+        colour: Colour of the letters.
         rtl: Whether the line belongs to a text from right to left.
     """
     line = Image.new("RGB", (width, LINE_HEIGHT), "white")
@@ -111,7 +111,7 @@ def _lines(words: Sequence[str], width: int, rtl: bool) -> Iterator[str]:
 
 
 def _shorten(line: str, width: int, rtl: bool) -> str:
-    """Put an ellipsis at the end, and take away what it has no room beside."""
+    """Append an ellipsis to a line, and remove as much of its end as does not fit."""
     parts = list(clusters(line))
     while parts and _width("".join(parts) + ELLIPSIS, rtl) > width:
         parts.pop()
@@ -137,7 +137,7 @@ def _runs(text: str, rtl: bool) -> list[Run]:
 
 
 def _belongs(character: str, cluster: str) -> bool:
-    """Tell whether a character is drawn with those before it."""
+    """Return whether a character is drawn together with those before it."""
     if unicodedata.category(character)[0] == "M" or INVISIBLE.match(character):
         return True
     if SKIN.match(character):

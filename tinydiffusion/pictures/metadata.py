@@ -23,13 +23,13 @@ from tinydiffusion.pictures.decode import is_picture_name
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-MAX_LINE = 1 << 26  # bytes of a line of metadata
+MAX_LINE = 1 << 26  # most bytes of a line of metadata
 
 Record = tuple[str, dict[str, Any]]  # file:line, and column -> value
 
 
 class Row(NamedTuple):
-    """What a table says of one picture."""
+    """The entry of one picture in a table."""
 
     file_name: str  # relative to the folder, with forward slashes
     caption: Caption  # empty where there is none
@@ -40,10 +40,10 @@ class Table(NamedTuple):
     """A metadata file.
 
     Attributes:
-        rows: One a picture; none where the file is not about pictures.
-        columns: All that are there, by name.
+        rows: One per picture; none where the file is not about pictures.
+        columns: Names of all columns.
         fault: Why there are no rows.
-        remarks: What is odd, though it does no harm.
+        remarks: Harmless oddities.
     """
 
     rows: list[Row]
@@ -53,12 +53,12 @@ class Table(NamedTuple):
 
 
 def metadata_files(names: Iterable[str]) -> list[str]:
-    """Pick the metadata files of a folder, in any spelling of upper and lower case."""
+    """Return the metadata files among the names, sorted; upper and lower case are the same."""
     return sorted(name for name in names if name.lower() in METADATA_NAMES)
 
 
 def near_metadata(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Find files that may be meant as metadata, each with what to do."""
+    """Yield files that may be meant as metadata, each with advice."""
     for path in sorted(map(PurePosixPath, names)):
         if path.name.lower() in METADATA_NAMES:
             if len(path.parts) > 1:
@@ -70,15 +70,15 @@ def near_metadata(names: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> Table:
-    """Read the captions of a metadata file, rows of one picture joined to its several captions.
+    """Read the captions of a metadata file; several rows of one picture give it several captions.
 
     Args:
-        path: A name of `METADATA_NAMES`.
-        columns: Where captions may be; the first one that is there is read.
+        path: File with a name of `METADATA_NAMES`.
+        columns: Columns that may hold captions; the first one that exists is read.
 
     Raises:
-        ValueError: a malformed line, or a `file_name` that is missing or leaves the folder; names
-            file and line.
+        ValueError: a line is malformed, or a `file_name` is missing or leads out of the folder;
+            names file and line.
     """
     remarks: list[str] = []
     is_json = path.suffix.lower() == ".jsonl"
@@ -97,7 +97,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Table:
 
 
 def _joined(rows: Iterable[Row]) -> tuple[list[Row], int]:
-    """Join the rows of each picture, and count those that add nothing."""
+    """Join the rows of each picture; return them with the number of rows that add nothing."""
     joined: dict[str, Row] = {}
     repeated = 0
     for row in rows:
@@ -127,7 +127,7 @@ def _row(where: str, record: dict[str, Any], column: str) -> Row:
 
 
 def _check_file_name(name: object) -> str:
-    """Return the name in its shortest form, once it is sure to stay inside the folder."""
+    """Check that a name stays inside the folder, and return it in its shortest form."""
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"file_name must be text, got {shown(repr(name)[:80])}")
     if re.match(r"[A-Za-z][\w+.-]*://", name):
@@ -150,7 +150,7 @@ def _check_file_name(name: object) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Read each line with its place; only a line feed ends one, captions may hold other ends."""
+    """Yield each line with its place; only a line feed ends one, as captions may hold others."""
     try:
         if not path.is_file():
             raise ValueError(f"{path}: not a file")
@@ -178,12 +178,12 @@ def _json_records(path: Path) -> Iterator[Record]:
 
 
 def _csv_records(path: Path, remarks: list[str]) -> Iterator[Record]:
-    """Read the records of a table; of one that is not about pictures the header alone."""
-    csv.field_size_limit(MAX_LINE)  # of the process; an overlong caption is skipped, not an error
+    """Yield the records of a table; one empty record for a table that is not about pictures."""
+    csv.field_size_limit(MAX_LINE)  # for the process; an overlong caption is skipped, not an error
     delimiter = _delimiter(path, remarks)
     reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
     header: list[str] = []
-    start = 1  # line where a record begins; a quoted text may go over several
+    start = 1  # line where a record begins; a quoted text may span several
     try:
         for fields in reader:
             where, start = f"{path}:{start}", reader.line_num + 1
@@ -214,7 +214,7 @@ def _record(where: str, header: list[str], fields: list[str], delimiters: str) -
 
 
 def _delimiter(path: Path, remarks: list[str]) -> str:
-    """Tell what separates the columns: another character only where it alone gives `file_name`."""
+    """Return the column delimiter: an unusual one only where it alone yields `file_name`."""
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     header = next((line for _, line in _lines(path) if line.strip()), "").strip("\r\n")
     splitting = [d for d in DELIMITERS if "file_name" in _split(header, d)]
@@ -228,5 +228,5 @@ def _delimiter(path: Path, remarks: list[str]) -> str:
 def _split(header: str, delimiter: str) -> list[str]:
     try:
         return next(csv.reader([header], delimiter=delimiter), [])
-    except csv.Error:  # reading the table says where
+    except csv.Error:  # reading the table reports where
         return []

@@ -20,7 +20,7 @@ from tinydiffusion.protocols import Example
 
 
 class TooManySkippedError(ValueError):
-    """More than half of the pictures cannot be used, which is hardly what was wanted."""
+    """A data set of which more than half cannot be used, which is hardly intended."""
 
     def __init__(self, message: str, scan: Scan) -> None:
         super().__init__(message)
@@ -28,27 +28,27 @@ class TooManySkippedError(ValueError):
 
 
 class PackedDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
-    """Captioned pictures in memory; what the data sets that read files have in common.
+    """Captioned pictures in memory: the common base of the data sets that read files.
 
     Pixels are packed uint8, in memory or mapped from the cache of earlier scans. They have the size
     of the examples; with crop "random" they cover it, and the window is drawn at each visit.
-    `scan` tells of every picture what was found.
+    `scan` has the findings about every picture.
 
     Args:
-        pictures: What was found, in the order wanted; walked once.
-        total: How many that is.
-        name: The data set's name for messages.
-        size: See `view_of`, as `fit`, `crop`, `flip` and `max_value`.
-        fit: Likewise.
-        crop: Likewise.
-        flip: Likewise.
-        max_value: Likewise.
-        limit: Stop after this many usable pictures; None takes all.
-        workers: Threads that decode; alters no example.
+        pictures: Pictures in the order of the data set; iterated once.
+        total: Number of pictures.
+        name: Name of the data set for messages.
+        size: See `view_of`.
+        fit: See `view_of`.
+        crop: See `view_of`.
+        flip: See `view_of`.
+        max_value: See `view_of`.
+        limit: Stop after this many usable pictures; None uses all.
+        workers: Number of threads that decode; does not change the examples.
 
     Raises:
-        ValueError: an option out of range, or no usable picture.
-        TooManySkippedError: more than half skipped.
+        ValueError: an option is out of range, or no picture is usable.
+        TooManySkippedError: more than half of the pictures are skipped.
     """
 
     def __init__(
@@ -85,16 +85,19 @@ class PackedDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
         return len(self.scan.samples)
 
     def __getitem__(self, index: int) -> Example:
-        """The example with its middle window, not mirrored."""
+        """Return the example with its middle window, not mirrored."""
         return self._example(index, middle_window(self.scan.pixels(index), self.view.size))
 
     def augment(self, index: int, generator: torch.Generator) -> Example:
-        """The example as one visit sees it: window and mirroring drawn from `generator`."""
+        """Return the example for one visit: window and mirroring are drawn from `generator`."""
         pixels = self.scan.pixels(index)
         return self._example(index, drawn_window(pixels, self.view, generator))
 
     def divided(self, fraction: float) -> "tuple[PackedDataset, PackedDataset]":
         """Hold out about this fraction of the pictures, by the SHA-256 of their prepared pixels.
+
+        Returns:
+            The data set without the held-out pictures, and that of the held-out ones.
 
         Raises:
             ValueError: one side would be empty.
@@ -110,17 +113,17 @@ class PackedDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
         return sides
 
     def captions(self) -> list[str]:
-        """Every caption of every example."""
+        """Return every caption of every example."""
         given = [sample.caption for sample in self.scan.samples]
         lists = [[caption] if isinstance(caption, str) else caption for caption in given]
         return [caption for each in lists for caption in each]
 
     def describe_skipped(self) -> str:
-        """How many pictures were left out for which reason; empty where none was."""
+        """Return the number of pictures left out for each reason; empty where none was."""
         return describe(self.skipped)
 
     def fingerprints(self) -> dict[str, str]:
-        """Example id -> SHA-256 of its captions and pixels, in the data set's order."""
+        """Return example id -> SHA-256 of its captions and pixels, in the data set's order."""
         samples = self.scan.samples
         contents = {s.id: json.dumps([s.caption, s.sha256]).encode() for s in samples}
         return {id_: hashlib.sha256(content).hexdigest() for id_, content in contents.items()}
@@ -131,12 +134,12 @@ class PackedDataset(Augmented, Captioned, Selective, Divisible, Fingerprinted):
 
 
 def _is_held_out(sample: Sample, fraction: float) -> bool:
-    """Draw by the content alone: the digest's first 64 bits as a number in [0, 1)."""
+    """Return whether the digest's first 64 bits, as a number in [0, 1), are below `fraction`."""
     return int(sample.sha256[:16], 16) < fraction * 2**64
 
 
 def describe(skipped: list[Skipped]) -> str:
-    """How many pictures were skipped for which reason, each with its first case."""
+    """Return the number of pictures skipped for each reason, with the first case of each."""
     kinds: dict[str, list[Skipped]] = {}
     for item in skipped:
         kinds.setdefault(item.reason.partition(":")[0], []).append(item)

@@ -1,4 +1,4 @@
-"""Pictures on disk."""
+"""Pictures as PIL images, and from disk."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def to_pil(image: UInt8[Tensor, "C H W"]) -> Image.Image:
-    """The picture as a PIL image."""
+    """Convert a picture to a PIL image."""
     return Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
 
 
 def read_picture(file: Path) -> UInt8[Tensor, "3 H W"]:
-    """The pixels of a picture that was written here."""
+    """Read the RGB pixels of a picture that this program has written."""
     with Image.open(file) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

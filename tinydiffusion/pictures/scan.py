@@ -1,6 +1,6 @@
-"""One walk over a set of pictures: each is decoded in full, once, and what it gave is kept.
+"""Scan of a set of pictures: each is decoded in full, once, and the result is cached.
 
-The data sets of training and `tinydiffusion data` both use what comes out of here.
+Both the data sets of training and `tinydiffusion data` use it.
 """
 
 import hashlib
@@ -31,15 +31,15 @@ from tinydiffusion.pictures.decode import (
 )
 from tinydiffusion.pictures.views import View
 
-SCHEMA = 2  # of the cache; to be raised when the same file comes to give other pixels or notes
-PART_LENGTH = 256  # pictures; a part is decoded, kept and found again as a whole
-PART_BYTES = 1 << 26  # of pictures that are held as bytes
+SCHEMA = 2  # version of the cache; to be raised when the pixels or notes of the same file change
+PART_LENGTH = 256  # pictures; a part is decoded and cached as a whole
+PART_BYTES = 1 << 26  # bound of a part's pictures that are given as bytes
 
 Map = Callable[..., Iterator[Any]]
 
 
 class Found(NamedTuple):
-    """A captioned picture yet to be decoded."""
+    """A captioned picture, not yet decoded."""
 
     id: str
     source: Path | bytes | None  # None where the data set has a row but no picture
@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """A picture that is left out; the reason's kind stands before its first colon."""
+    """A picture that is left out; the text before the first colon of the reason is its kind."""
 
     path: str
     reason: str
@@ -58,18 +58,18 @@ class Sample(NamedTuple):
 
     id: str
     caption: Caption
-    width: int  # of the upright picture in the file
+    width: int  # width of the upright picture in the file
     height: int
     notes: list[str]
-    sha256: str  # of the prepared pixels
+    sha256: str  # hash of the prepared pixels
     stored: list[int]  # height and width of the prepared pixels
 
 
 class Scan:
-    """Samples with their prepared pixels, and what was left out.
+    """Samples with their prepared pixels, and the pictures that were left out.
 
     Args:
-        size: Of the examples; prepared pixels may be larger.
+        size: Size of the examples; prepared pixels may be larger.
     """
 
     def __init__(self, size: Size) -> None:
@@ -80,13 +80,13 @@ class Scan:
         self._parts: list[UInt8[Tensor, "N"]] = []
 
     def pixels(self, index: int) -> UInt8[Tensor, "C H W"]:
-        """The prepared pixels of a sample: a view, not to be written to."""
+        """Return the prepared pixels of a sample: a view, not to be written to."""
         part, start = self._places[index]
         height, width = self.samples[index].stored
         return self._parts[part][start : start + 3 * height * width].view(3, height, width)
 
     def only(self, wanted: Callable[[Sample], bool]) -> "Scan":
-        """The scan with these samples alone; what was left out stays named."""
+        """Return a scan of the wanted samples only, with the same list of skipped pictures."""
         part = Scan(self.size)
         kept = [n for n, sample in enumerate(self.samples) if wanted(sample)]
         part.samples = [self.samples[n] for n in kept]
@@ -97,7 +97,7 @@ class Scan:
     def add(
         self, samples: Iterable[Sample], skipped: Iterable[Skipped], pixels: UInt8[Tensor, "N"]
     ) -> None:
-        """Append a part, whose pixels lie in the samples' order."""
+        """Append a part, whose pixels are in the order of the samples."""
         start = 0
         for sample in samples:
             self.samples.append(sample)
@@ -108,15 +108,15 @@ class Scan:
 
 
 class _Named(NamedTuple):
-    """A picture that is named by its content, its caption mended."""
+    """A picture with the hash of its file and a mended caption."""
 
     picture: Found
-    sha256: str  # of the file
+    sha256: str  # hash of the file
     notes: list[str]
 
 
 class _Passing(Skipped):
-    """Left out now, and to be tried again the next time."""
+    """A picture that is left out now, to be tried again the next time."""
 
 
 class Prepared(NamedTuple):
@@ -133,14 +133,14 @@ def scan(
     limit: int | None = None,
     workers: int = 2,
 ) -> Scan:
-    """What can be trained on, in the order given, and what cannot, with the reason.
+    """Decode pictures; collect those that can be trained on, and the others with the reason.
 
     Args:
-        pictures: What was found. Walked once; at most `PART_BYTES` of its bytes are held.
-        view: How they come to the size of the examples. Pixels are kept in that size, or, where a
-            visit draws its window, in the size that covers it.
-        limit: Stop after this many samples; None takes all.
-        workers: Threads that decode. Does not change what comes out.
+        pictures: Iterated once, their order is kept; at most `PART_BYTES` of bytes are held.
+        view: How pictures are fitted to the size of the examples. Pixels are stored in that size,
+            or, where a visit draws its window, in the size that covers it.
+        limit: Stop after this many samples; None uses all.
+        workers: Number of threads that decode; does not change the result.
     """
     result = Scan(view.size)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -158,7 +158,7 @@ def scan(
 
 
 def prepare(picture: Found | Skipped, view: View) -> Prepared | Skipped:
-    """The picture as `scan` prepares it, or why it is left out."""
+    """Prepare one picture as `scan` does; return it, or why it is left out."""
     return _prepare(_name(picture), view)
 
 
@@ -179,14 +179,14 @@ def _parts(pictures: Iterable[Found | Skipped], length: int) -> Iterator[list[Fo
 def _scan_part(
     part: list[Found | Skipped], view: View, map_: Map
 ) -> tuple[list[Sample], list[Skipped], UInt8[Tensor, "N"]]:
-    """Samples, what was left out, and the pixels: out of the cache where they are in it."""
+    """Return samples, skipped pictures and pixels of a part, from the cache if they are in it."""
     named: list[_Named | Skipped] = list(map_(_name, part))
     key = _key(named, view)
     if (entry := read_entry(key)) is None:
         about, content = _prepare_part(named, view, map_)
         if not any(isinstance(item, _Passing) for item in about["skipped"]):
             write_entry(key, about, content)
-        # What could be kept is mapped from the file, and the memory is free again.
+        # A cached entry is mapped from its file, which frees the memory.
         entry = read_entry(key) or (about, torch.frombuffer(content, dtype=torch.uint8))
     about, pixels = entry
     samples = [Sample(*row) for row in about["samples"]]
@@ -228,10 +228,10 @@ def _name(picture: Found | Skipped) -> _Named | Skipped:
 
 
 def check_caption(caption: Caption) -> tuple[Caption, list[str]]:
-    """The caption mended, and what is worth knowing of it.
+    """Mend a caption; return it with notes on what was found.
 
     Raises:
-        UnusablePictureError: there is none, or it is too long.
+        UnusablePictureError: there is no caption, or it is too long.
     """
     texts = [caption] if isinstance(caption, str) else caption
     if any(len(text) > MAX_CAPTION_LENGTH for text in texts):
@@ -243,10 +243,10 @@ def check_caption(caption: Caption) -> tuple[Caption, list[str]]:
 
 
 def load_usable(source: Path | bytes, view: View, sha256: str | None = None) -> Picture:
-    """Read a picture and bring it to the view's size; a window that is drawn is not yet cut.
+    """Read a picture and fit it to the view's size; a window that is drawn later is not yet cut.
 
     Raises:
-        UnusablePictureError: it is smaller, or for one of `load_picture`'s reasons.
+        UnusablePictureError: the picture is smaller than the size; or see `load_picture`.
     """
     picture = load_picture(source, view.size, sha256, fit=view.fit, max_value=view.max_value)
     if not is_large_enough((picture.width, picture.height), view.size, view.fit):

@@ -1,4 +1,4 @@
-"""Examples of a data set that may prove unusable when they are read."""
+"""Reading of examples, some of which may prove unusable."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,11 +8,11 @@ from tinydiffusion.protocols import Dataset, Example
 
 
 def usable(dataset: Dataset, places: Iterable[int]) -> Iterator[Example]:
-    """Read examples, leaving out those that cannot be used; the data set warns of each.
+    """Yield examples, leaving out those that cannot be used; the data set warns of each.
 
     Args:
-        dataset: One that is read as it is visited may find a broken picture only then.
-        places: In [0, len(dataset)).
+        dataset: One that decodes at each visit may find a broken picture only then.
+        places: Indices of examples, in [0, len(dataset)).
 
     Raises:
         ValueError: the machine could not read a picture now.

@@ -1,4 +1,4 @@
-"""What a visit sees of a prepared picture: a window, in the middle or drawn; mirrored or not."""
+"""The window of a prepared picture that a visit uses: in the middle or drawn; mirrored or not."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ MAX_VALUES = (255, 2**32 - 1)
 
 
 class View(NamedTuple):
-    """How every picture of a data set comes to the size of the examples, see `view_of`."""
+    """Options that determine how pictures are fitted to the size of the examples, see `view_of`."""
 
     size: Size
     fit: str = "crop"
@@ -24,7 +24,7 @@ class View(NamedTuple):
 
     @property
     def draws_window(self) -> bool:
-        """Whether a visit draws its window, so that more than a window is kept."""
+        """Whether each visit draws its window, so that more than a window is stored."""
         return self.fit == "crop" and self.crop == "random"
 
 
@@ -36,12 +36,12 @@ def view_of(
     flip: bool = False,
     max_value: int | None = None,
 ) -> View:
-    """Check the options of a data set that shape its pictures.
+    """Check the options that determine the pictures of a data set, and return them as a view.
 
     Args:
         size: Side of a square, or height and width, in pixels.
         fit: "crop" covers the size; "pad" fits the whole picture into it, with a white border.
-        crop: Of "crop": the window in the "center", or a "random" one at each visit.
+        crop: With fit "crop": the window in the "center", or a "random" one at each visit.
         flip: Whether a visit mirrors the picture left to right with probability 1/2.
         max_value: The value that means white in files of more than 8 bits.
 
@@ -68,13 +68,13 @@ def view_of(
 
 
 def check_limit(limit: int | None) -> None:
-    """Raise ValueError where `limit` is no number of pictures."""
+    """Raise ValueError unless `limit` is at least 1, or None."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, or null for all, got {limit}")
 
 
 def middle_window(pixels: UInt8[Tensor, "C H W"], size: Size) -> UInt8[Tensor, "C height width"]:
-    """The window in the middle: a copy, so that who changes it does not change the picture."""
+    """Return the middle window as a copy, so that changing it does not change the picture."""
     height, width = size
     return _window(pixels, size, (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2)
 
@@ -82,7 +82,7 @@ def middle_window(pixels: UInt8[Tensor, "C H W"], size: Size) -> UInt8[Tensor, "
 def drawn_window(
     pixels: UInt8[Tensor, "C H W"], view: View, generator: torch.Generator
 ) -> UInt8[Tensor, "C height width"]:
-    """A window for one visit: a copy, place and mirroring drawn from `generator`."""
+    """Return a window for one visit as a copy; draw place and mirroring from `generator`."""
     if view.draws_window:
         room = zip(pixels.shape[1:], view.size, strict=True)
         top, left = [_draw(side - length + 1, generator) for side, length in room]
@@ -99,5 +99,5 @@ def _window(
 
 
 def _draw(high: int, generator: torch.Generator) -> int:
-    """An integer in [0, high)."""
+    """Draw an integer in [0, high)."""
     return int(torch.randint(high, (), generator=generator))

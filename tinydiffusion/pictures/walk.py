@@ -1,4 +1,4 @@
-"""The files of a folder and its sub-folders, links followed."""
+"""Listing of the files of a folder and its sub-folders; links are followed."""
 
 import os
 from collections import deque
@@ -10,18 +10,18 @@ from tinydiffusion.pictures.scan import Skipped
 
 
 class Walked(NamedTuple):
-    """What lies below a folder, names relative to it with forward slashes."""
+    """The files below a folder; names are relative to it, with forward slashes."""
 
-    names: set[str]  # files, broken links, and folders that are named like a picture
+    names: set[str]  # files, broken links, and folders with the suffix of a picture
     skipped: list[Skipped]  # folders that a link leads to a second time
 
 
 def walk(root: Path) -> Walked:
-    """List the files below a folder, each folder once, however links lead to it.
+    """List the files below a folder; a folder that several links lead to is read once.
 
-    Names that begin with a dot are left out. Folders of `root` come first and links after them, so
-    that a picture has the name of its folder rather than of a link to it. Links may lead anywhere
-    but to a folder that holds `root`.
+    Names that begin with a dot are left out. Folders are read before links, so that a picture is
+    named by its folder rather than by a link to it. Links may lead anywhere except to a folder that
+    contains `root`.
 
     Raises:
         ValueError: a folder cannot be read.
@@ -45,7 +45,7 @@ def walk(root: Path) -> Walked:
 
 
 def _obstacle(root: Path, folder: PurePosixPath, read: dict[str, str]) -> str:
-    """Say why a folder is not to be read, and note it as read where nothing is in the way."""
+    """Return why a folder is not to be read; else add it to `read` and return empty text."""
     real = _real(root / folder)
     if real in read:
         return f"folder read already: as {read[real]}"

@@ -1,11 +1,11 @@
-"""Stopwatches on the monotonic clock, which no time change can turn back."""
+"""Stopwatches on the monotonic clock, which changes of the system time do not affect."""
 
 import time
 from types import TracebackType
 
 
 class Stopwatch:
-    """Adds up the time spent inside `with` blocks, in seconds."""
+    """A stopwatch that adds up the time spent inside its `with` blocks, in seconds."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._stopped_at = seconds
@@ -14,11 +14,11 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Everything so far, the running block included."""
+        """Total so far, including the running block."""
         return self._stopped_at + (0.0 if self._since is None else time.monotonic() - self._since)
 
     def lap(self) -> float:
-        """Seconds since the last lap."""
+        """Start a new lap and return the seconds since the last one."""
         before, self._lap_from = self._lap_from, self.seconds
         return self._lap_from - before
 

@@ -1,8 +1,8 @@
-"""Whether training compiles its networks with torch.compile, and how it does.
+"""The decision whether training compiles its networks with torch.compile, and the compiling.
 
-Compiling costs time before the first step and saves a share of every later one: it repays itself
-in long runs only. Compiled arithmetic differs in the last bits, so a resumed run must decide as it
-did at its start: from the length that was planned, never from what is left of it.
+Compiling costs time before the first step and saves a share of every later one: it pays off in
+long runs only. Compiled arithmetic differs in the last bits, so a resumed run must decide as it
+did at its start: from the planned length, never from the remaining one.
 """
 
 import os
@@ -26,39 +26,39 @@ Compile = Literal["auto", "always", "never"]
 
 
 class Repayment(NamedTuple):
-    """What compiling costs and saves on a kind of device."""
+    """Cost and gain of compiling on a type of device."""
 
-    warm_up: float  # seconds that the first step takes longer
+    warm_up: float  # seconds by which the first step is longer
     saved: float  # share of the training time
-    pictures_per_second: float  # eager, to guess the length of a run of so many pictures
+    pictures_per_second: float  # eager; from it the length of a run is estimated
 
     @property
     def break_even(self) -> float:
-        """Seconds of training from which on compiling repays itself."""
+        """Shortest training time for which compiling pays off, in seconds."""
         return self.warm_up / self.saved
 
 
 REPAYMENT = {
-    # configs/quickstart.yaml on 2 cores: 157.5 pictures/s compiled, 155 eager: there the products
-    # take most of the time. The warm-up takes 100 s with an empty cache of compiled code.
+    # configs/quickstart.yaml on 2 cores: 157.5 pictures/s compiled, 155 eager, since matrix
+    # products take most of the time. The warm-up takes 100 s with an empty cache of compiled code.
     "cpu": Repayment(100.0, 1 - 155 / 157.5, 155.0),
     # Not measured here: 1.3 to 2 times the speed is common, after about a minute.
     "cuda": Repayment(60.0, 1 - 1 / 1.5, 2000.0),
 }
-"""Device type -> what to expect; nothing is compiled for other devices."""
+"""Device type -> expected cost and gain; nothing is compiled for other devices."""
 TRITON_NEEDS = (7, 0)
-"""Compute capability of a GPU."""
+"""Lowest compute capability of a GPU for which Triton generates kernels."""
 
 
 class Decision(NamedTuple):
-    """Whether to compile, and the sentence that says why."""
+    """The decision whether to compile, with its reason as a sentence."""
 
     compiles: bool
     reason: str
 
     @property
     def mode(self) -> Literal["compiled", "eager"]:
-        """What training then is, in a word."""
+        """The resulting mode of training, in one word."""
         return "compiled" if self.compiles else "eager"
 
 
@@ -70,18 +70,18 @@ def decide(
     max_seconds: float | None,
     obstacle: str | None,
 ) -> Decision:
-    """Whether to compile: "auto" does so where the planned length of the run repays the warm-up.
+    """Decide whether to compile; "auto" compiles if the run is long enough to repay the warm-up.
 
-    That length is what `num_pictures` take at the quickstart's speed, and `max_seconds` at most.
-    How fast the run itself will be is not known before it starts; a network slower than the
-    quickstart's trains longer than that, so "auto" is rather eager than wrong.
+    The length of the run is estimated as the time of `num_pictures` at the quickstart's speed, and
+    at most `max_seconds`. The actual speed is not known before the run starts; a network slower
+    than the quickstart's trains longer than estimated, so "auto" errs on the side of eager.
 
     Args:
-        setting: "always" and "never" are followed whatever the length.
+        setting: "always" and "never" apply whatever the length.
         device_type: "cpu", "cuda" ...
-        num_pictures: That the run trains on.
-        max_seconds: Wall-clock budget of the run; None = no end.
-        obstacle: Why nothing can be compiled, see `compile_obstacle`.
+        num_pictures: Number of pictures that the run trains on.
+        max_seconds: Wall-clock budget of the run; None = no limit.
+        obstacle: Reason why nothing can be compiled, from `compile_obstacle`.
 
     Raises:
         ValueError: "always" where there is an obstacle.
@@ -110,7 +110,7 @@ def decide(
 
 
 def compile_obstacle(device: torch.device) -> str | None:
-    """Why torch.compile cannot be used for this device on this machine; None where it can."""
+    """Return why torch.compile cannot be used for this device on this machine, None if it can."""
     if device.type not in REPAYMENT:
         return f"it is not used on {device.type}"
     if device.type == "cuda" and find_spec("triton") is None:
@@ -126,22 +126,23 @@ def compile_obstacle(device: torch.device) -> str | None:
 
 
 def _cpp_compiler() -> str:
-    """The command that torch calls for code of the CPU."""
+    """Return the compiler command that torch calls for CPU code."""
     usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
     return os.environ.get("CXX", usual)
 
 
 def _c_compiler() -> str:
-    """The command that Triton calls for what launches its kernels."""
+    """Return the compiler command that Triton calls for the launchers of its kernels."""
     found = [name for name in ("gcc", "clang", "cc", "cl") if shutil.which(name)]
     return os.environ.get("CC", [*found, "gcc"][0])
 
 
 def compile_trained(*modules: nn.Module) -> None:
-    """Compile the forward passes of those modules that are trained; names and weights stay.
+    """Compile the forward passes of the modules that are trained; names and weights do not change.
 
-    Calls in eval mode or without gradients stay eager, so that what a model draws and measures has
-    the same bits however it was trained. Training has batches of one shape, which the code is for.
+    Calls in eval mode or without gradients stay eager, so that samples and metrics have the same
+    bits however the model was trained. The code is compiled for one shape, that of the training
+    batches.
     """
     for module in modules:
         if any(p.requires_grad for p in module.parameters()):
@@ -150,10 +151,10 @@ def compile_trained(*modules: nn.Module) -> None:
 
 @contextmanager
 def naming_compile_errors() -> Iterator[None]:
-    """Turns a failure of torch.compile inside the `with` into a RunError with what to do.
+    """Raise RunError, with a remedy, in place of a failure of torch.compile inside the `with`.
 
     Raises:
-        RunError: the compiler is there, but does not do its work; has the first line of its words.
+        RunError: the compiler exists but failed; has the first line of its message.
     """
     try:
         yield

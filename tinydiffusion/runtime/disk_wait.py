@@ -1,4 +1,4 @@
-"""Waiting for a disk that is full or out of reach, so that a run is not lost for it."""
+"""Waiting for a disk that is full or unreachable, so that a run is not lost."""
 
 import time
 import warnings
@@ -16,12 +16,12 @@ def patiently(
     """Call `write` until it succeeds, with a warning and a pause after every DiskError.
 
     Args:
-        write: What may raise DiskError.
-        seconds: How long to go on trying; 0 tries once.
-        interrupted: Asked every second of a pause; True ends the waiting.
+        write: Function that may raise DiskError.
+        seconds: Time to keep trying; 0 tries once.
+        interrupted: Called every second of a pause; True ends the wait.
 
     Raises:
-        DiskError: `write` failed to the end.
+        DiskError: `write` failed until the end of the wait.
     """
     with Stopwatch() as waited:
         while True:

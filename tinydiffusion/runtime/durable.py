@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever moment the process or the machine dies at."""
+"""Files that are complete or absent, at whatever moment the process or the machine dies."""
 
 import contextlib
 import errno
@@ -12,11 +12,11 @@ from pathlib import Path
 from tinydiffusion.runtime.errors import DiskError, DiskFullError
 
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-"""Error numbers of a disk that is full, or of a limit that stands for one."""
+"""Error numbers of a full disk, or of a quota or size limit."""
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until the disk has it; it may be half there if this is cut short."""
+    """Write a file and wait until it is on the disk; an interruption may leave a part of it."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -24,7 +24,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, and wait until the disk knows their names."""
+    """Make a folder and its parents, and wait until their names are on the disk."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -32,7 +32,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the disk knows the names in a folder."""
+    """Wait until the names in a folder are on the disk."""
     if os.name == "nt":  # Windows can neither open nor sync a folder
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -43,25 +43,25 @@ def sync_folder(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that any reader sees the old content or the new one, never a part."""
-    path = path.resolve() if path.is_symlink() else path  # the link stays one
+    """Write a file so that any reader sees the whole old or the whole new content."""
+    path = path.resolve() if path.is_symlink() else path  # the link stays a link
     unfinished = path.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{path.name}"[:200])
     try:
         write_synced(unfinished, data)
         unfinished.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # the error that counts is on its way
+        with contextlib.suppress(OSError):  # the first error is raised below
             unfinished.unlink()
         raise
     sync_folder(path.parent)
 
 
 def sweep(folder: Path, older_than: float = 0.0) -> None:
-    """Remove what `replace_file` has left in a folder where it was killed.
+    """Remove the unfinished files that `replace_file` leaves in a folder when it is killed.
 
     Args:
-        folder: Where it was to write.
-        older_than: Seconds; what is younger may be another process's work and stays.
+        folder: Folder that it wrote to.
+        older_than: Lowest age in seconds; a younger file may be another process's work and stays.
     """
     for unfinished in folder.glob(".tmp-*"):
         with contextlib.suppress(FileNotFoundError):  # another process has swept, or finished
@@ -71,7 +71,10 @@ def sweep(folder: Path, older_than: float = 0.0) -> None:
 
 
 def cache_root() -> Path:
-    """`$TINYDIFFUSION_CACHE`, `$XDG_CACHE_HOME/tinydiffusion` or `~/.cache/tinydiffusion`.
+    """Return the cache folder, from the environment or in the user's home.
+
+    Returns:
+        `$TINYDIFFUSION_CACHE`, `$XDG_CACHE_HOME/tinydiffusion` or `~/.cache/tinydiffusion`.
 
     Raises:
         RuntimeError: none of them is set and the user has no home.
@@ -84,16 +87,17 @@ def cache_root() -> Path:
 
 @contextlib.contextmanager
 def naming_disk_errors(folder: Path, needed: int, *, all_errors: bool = False) -> Iterator[None]:
-    """Turns an operating system's refusal to write inside the `with` into a DiskError.
+    """Raise DiskError in place of an OSError of writing inside the `with`.
 
     Args:
-        folder: What is written to.
-        needed: Bytes that a checkpoint takes, for the message.
-        all_errors: Whether every OSError is one of writing; else only those that no reading gives.
+        folder: Folder that is written to.
+        needed: Size of a checkpoint in bytes, for the message.
+        all_errors: Whether every OSError is one of writing; else only those that reading cannot
+            cause.
 
     Raises:
-        DiskFullError: there is not enough space; says how much is needed and free.
-        DiskError: the folder is read-only or out of reach.
+        DiskFullError: there is not enough space; has the space that is needed and that is free.
+        DiskError: the folder is read-only or unreachable.
     """
     try:
         yield

@@ -1,61 +1,61 @@
-"""Ends of a run that are nobody's mistake in the settings; each has an exit code of its own.
+"""Errors that end a run and are not caused by the settings; each has its own exit code.
 
-What the user did is a `ValueError` (exit code 2); a bug is any other exception (1, a traceback).
-What ends nothing, but has to be said, is a warning.
+A mistake of the user is a `ValueError` (exit code 2); a bug is any other exception (1, with a
+traceback). A problem that does not end the run is a warning.
 """
 
 
 class RunError(RuntimeError):
-    """The run cannot go on; the message says why, and what to do."""
+    """An error that ends a run; the message has the reason and the remedy."""
 
     exit_code = 1
 
 
 class DiskError(RunError):
-    """A file cannot be written: no space, read-only, out of reach."""
+    """A failure to write a file: no space, read-only or unreachable."""
 
     exit_code = 3
 
 
 class DiskFullError(DiskError):
-    """There is less space than needed; the message has both numbers."""
+    """A disk with less free space than needed; the message has both sizes."""
 
 
 class NonFiniteError(RunError):
-    """Training or sampling has met NaN or infinity."""
+    """NaN or infinity in training or sampling."""
 
     exit_code = 4
 
 
 class WorkerError(RunError):
-    """A process that loads pictures has died, or nothing has moved for too long."""
+    """The death of a process that loads pictures, or a run without progress for too long."""
 
     exit_code = 5
 
 
 class LostProcessError(RunError):
-    """Another process of the job has ended, or its machine is out of reach."""
+    """Another process of the job that has ended, or whose machine is unreachable."""
 
     exit_code = 7
 
 
 class OutOfMemoryError(RunError):
-    """The device has no memory left."""
+    """A device without free memory."""
 
     exit_code = 6
 
 
 class WeightsError(ValueError):
-    """Weights are not the genuine ones, are damaged or do not fit; the metric's row is an error."""
+    """Weights that are not genuine, are damaged or do not fit; the metric's row is an error."""
 
 
 class MissingWeightsError(WeightsError):
-    """Weights are not on this machine and cannot be fetched; the metric's row is skipped."""
+    """Weights that are not on this machine and cannot be fetched; the metric's row is skipped."""
 
 
 class SettingWarning(Warning):
-    """A setting or a word of a prompt that does not do what it seems to ask for."""
+    """A setting, or a word of a prompt, that does not have the effect that one would expect."""
 
 
 class UsageError(ValueError):
-    """Arguments that the command does not take."""
+    """Arguments that the command does not accept."""

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: how it shows that it or a file cannot be read, and what to do."""
+"""Errors of the Hugging Face hub: which exceptions it raises, and advice for the user."""
 
 import importlib
 import pickle
@@ -7,25 +7,25 @@ import zipfile
 from pathlib import Path
 
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, pickle.UnpicklingError, EOFError)
-"""What readers of files raise beside OSError and ValueError where a file is cut or damaged."""
+"""Exceptions, besides OSError and ValueError, that readers raise on truncated or damaged files."""
 
 CLIENTS = {
-    "huggingface_hub.errors": None,  # all that it defines: they have no common base
+    "huggingface_hub.errors": None,  # all of its exceptions: they have no common base
     "datasets.exceptions": None,
     "aiohttp": ("ClientError",),
     "pyarrow": ("ArrowException",),
     "safetensors": ("SafetensorError",),
 }
-"""Module -> its exceptions that tell of a network or a file."""
+"""Module -> its exceptions for errors of the network or of a file."""
 
 MOST = 300  # characters of a reason
 
 
 def read_errors() -> tuple[type[Exception], ...]:
-    """List the exceptions by which a hub out of reach or a damaged file shows.
+    """Return the exceptions that an unreachable hub or a damaged file may cause.
 
-    OSError covers connections, time-outs and requests' errors; ValueError what readers say of
-    damaged files, of splits and of configurations. The packages add their own.
+    OSError covers connections, time-outs and the errors of requests; ValueError covers damaged
+    files and wrong splits and configurations. The packages add their own.
     """
     found: list[type[Exception]] = [OSError, ValueError, *DAMAGED]
     for module_name, names in CLIENTS.items():
@@ -40,7 +40,7 @@ def read_errors() -> tuple[type[Exception], ...]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Say in one line what went wrong, with the first cause where the error hides it."""
+    """Return the error's message on one line, with that of its first cause where they differ."""
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -50,10 +50,10 @@ def reason_of(error: BaseException) -> str:
 
 
 def hub_advice(local: str) -> str:
-    """Say what was looked at, and what can be done about a name that was not found there.
+    """Return where a name was looked up, and what to do if it was not found there.
 
     Args:
-        local: What to give in place of the name, such as "set path to a folder".
+        local: Advice to use a local copy instead, such as "set path to a folder".
     """
     from huggingface_hub import constants
 

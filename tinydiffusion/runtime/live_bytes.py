@@ -1,4 +1,4 @@
-"""How much memory the tensors of a computation take at most, counted rather than measured."""
+"""Peak memory of the tensors of a computation, counted rather than measured."""
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside the `with`, keeps account of tensors of one device that come into being and go.
+    """A context manager that counts the memory of one device's tensors, allocated and freed.
 
-    The same on every machine. What a kernel allocates for itself and gives back is not seen.
-    Memory is counted once, however many tensors share it.
+    The result is the same on every machine. Temporary memory inside a kernel is not counted.
+    Memory that several tensors share is counted once.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -22,7 +22,7 @@ class LiveBytes(TorchDispatchMode):
         self.device = device
         self._events: list[tuple[int, int]] = []  # number of the storage, bytes (freed: negative)
         self._numbers: dict[int, int] = {}  # address of a living storage -> its number
-        self._alive: dict[int, Any] = {}  # number -> weak reference that tells of the end
+        self._alive: dict[int, Any] = {}  # number -> weak reference whose callback notes the end
 
     def __torch_dispatch__(
         self,
@@ -31,18 +31,18 @@ class LiveBytes(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """What the operation returns, its new tensors noted."""
+        """Run the operation, note its new tensors and return its result."""
         del types
         kwargs = kwargs or {}
         for tensor in self._tensors((args, kwargs)):
-            self._note(tensor, 0)  # was there before
+            self._note(tensor, 0)  # existed before
         result = func(*args, **kwargs)
         for tensor in self._tensors(result):
             self._note(tensor, tensor.untyped_storage().nbytes())
         return result
 
     def peak(self, without: Iterable[Tensor] = ()) -> int:
-        """The largest number of bytes at one time, those of some tensors left out."""
+        """Return the peak memory in bytes, leaving out the memory of the tensors `without`."""
         addresses = (tensor.untyped_storage().data_ptr() for tensor in without)
         left_out = {self._numbers.get(address) for address in addresses}
         total = most = 0

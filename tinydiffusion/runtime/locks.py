@@ -1,4 +1,4 @@
-"""One process at a time works in a folder."""
+"""Locks that let only one process at a time work in a folder."""
 
 import errno
 import os
@@ -16,13 +16,13 @@ NAME = ".lock"
 
 
 class FolderLock:
-    """Hold `<folder>/.lock` while the `with` block lasts, and remove it then.
+    """A lock file `<folder>/.lock`, held inside the `with` and removed afterwards.
 
     The operating system frees the lock of a process that dies, so no lock is ever stale.
 
     Args:
         folder: Made if it is not there.
-        name: Of the lock; another one than `.lock` for a single file of the folder.
+        name: File name of the lock; another one than `.lock` to lock a single file of the folder.
 
     Raises:
         ValueError: Another process holds the lock; the message names that process.
@@ -50,15 +50,15 @@ class FolderLock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if sys.platform != "win32":  # Windows removes no open file; the next holder finds it there
+        if sys.platform != "win32":  # Windows cannot remove an open file; the next holder reuses it
             self.path.unlink(missing_ok=True)
         self._file.close()
 
     def _acquire(self) -> bool:
-        """Lock the file, and return whether it still has its name.
+        """Lock the file and return whether it still exists under its name.
 
-        A holder removes the file just before it lets go: whoever opened it before that would
-        hold the lock of a file that no other process can find.
+        A holder removes the file just before it releases the lock: a process that opened the file
+        before that would hold the lock of a file that no other process can find.
         """
         self._file = self.path.open("a+", encoding="utf-8")
         try:
@@ -71,7 +71,7 @@ class FolderLock:
             return False
 
     def _held(self) -> Path:
-        """Name what the lock is of: the folder, or `x` of a lock `.x.lock`."""
+        """Return the path that is locked: the folder, or its file `x` for a lock `.x.lock`."""
         name = self.path.name.removeprefix(".").removesuffix("lock").removesuffix(".")
         return self.path.with_name(name) if name else self.path.parent
 
@@ -100,5 +100,5 @@ else:
     import fcntl
 
     def _lock(file: IO[str]) -> None:
-        # A record lock, which forked workers do not inherit: it ends with this very process.
+        # A record lock, which forked workers do not inherit: it ends with this process.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

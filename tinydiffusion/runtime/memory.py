@@ -1,4 +1,4 @@
-"""An end for want of memory that says how much there was and what to change."""
+"""Out-of-memory errors that report how much memory there was and which settings to change."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ import torch
 
 from tinydiffusion.runtime.errors import OutOfMemoryError
 
-CPU_MESSAGE = "can't allocate memory"  # what torch's allocator for the CPU says, in a RuntimeError
+CPU_MESSAGE = "can't allocate memory"  # in the RuntimeError of torch's CPU allocator
 ADVICE = (
     "raise training.accumulation: the same batch in more parts, the same result",
     "set network.gradient_checkpointing to true: the same result in less memory, a little slower",
@@ -18,15 +18,15 @@ ADVICE = (
     "make network.channels or network.layers_per_block smaller",
     "make the pictures smaller (dataset.size)",
 )
-"""What to change, the cheapest first."""
+"""Settings to change, the cheapest first."""
 
 
 @contextmanager
 def naming_memory(device: torch.device) -> Iterator[None]:
-    """Turns the device's lack of memory inside the `with` into an OutOfMemoryError with advice.
+    """Raise OutOfMemoryError with advice where memory runs out inside the `with`.
 
     Raises:
-        OutOfMemoryError: names the peak where the device tells it, and ADVICE.
+        OutOfMemoryError: has the peak where the device reports it, and ADVICE.
     """
     try:
         yield
@@ -47,9 +47,9 @@ def _peak(device: torch.device) -> str:
     elif sys.platform != "win32":
         import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of the whole process
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # peak of the whole process
         peak *= 1 if sys.platform == "darwin" else 1024
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:
-        return ""  # Windows does not say it in Python's own library
+        return ""  # Python's standard library does not report it on Windows
     return f" (peak {peak / 2**30:.1f} GiB of {total / 2**30:.1f} GiB)"

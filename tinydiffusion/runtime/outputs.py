@@ -1,8 +1,9 @@
-"""Look at everything that a command will write before it computes anything.
+"""Checks of everything that a command will write, before it computes anything.
 
-A path that cannot be written is refused at once. A folder says in a hidden file which command made
-it; a file is known by a stamp that every one of its kind bears. The command that made them goes
-on or replaces them, another one asks for `--overwrite`, and what is not ours is never touched.
+A path that cannot be written is refused at once. A folder has a hidden file with the command that
+made it; a file is recognised by a stamp that all files of its kind contain. The command that made
+them continues or replaces them, another command requires `--overwrite`, and a folder with files
+that tinydiffusion did not make is never written to.
 """
 
 import argparse
@@ -21,32 +22,32 @@ from tinydiffusion.runtime.errors import DiskError
 from tinydiffusion.runtime.locks import FolderLock
 
 MARKER = ".tinydiffusion.json"
-"""File of a folder that names the command that made it."""
+"""File with the name of the command that made a folder."""
 STAMPS = {
     ".html": b'<meta name="generator" content="tinydiffusion',
     ".png": b"tEXtSoftware\0tinydiffusion",
     ".npz": "tinydiffusion.eval-statistics".encode("utf-32-le"),  # as numpy stores text
 }
-"""Suffix -> bytes that stand in every such file of ours."""
+"""Suffix -> bytes that every such file of tinydiffusion contains."""
 LIST_SUFFIX, LIST_TITLE = ".txt", "Texts that no font on this machine can draw in "
-"""Of the file beside a grid: what its name adds, and how its text begins."""
+"""Suffix of the text file beside a grid, and the beginning of its text."""
 MADE = {
     "train": "a training run",
     "sample": "samples",
     "pack": "packed shards",
 }
-"""Command -> what a folder that it made holds."""
+"""Command -> contents of a folder that it made."""
 
 
 class OutputFile:
-    """The type of an argument that names a file to write.
+    """The argparse type of a file to write.
 
     Args:
-        name: What the file is called where the argument is a folder; every name must end as it
-            does. Empty allows any name, and no folder.
-        schema: Of JSON files: how the schema that the command writes begins.
-        continued: Whether the command goes on from the file that is there, and so decides for
-            itself what it accepts.
+        name: File name where the argument is a folder; every name must have its suffix. Empty
+            allows any name, and no folder.
+        schema: For JSON files, the beginning of the schema that the command writes.
+        continued: Whether the command continues from an existing file, and so decides itself
+            which files it accepts.
     """
 
     def __init__(self, name: str = "", schema: str = "", *, continued: bool = False) -> None:
@@ -55,7 +56,7 @@ class OutputFile:
         self.stamp = f'"schema": "{schema}'.encode() if schema else STAMPS.get(self.suffix)
 
     def __call__(self, text: str) -> Path:
-        """Read the argument; argparse calls this."""
+        """Convert the argument to a path; called by argparse."""
         path = Path(text)
         if self.name and _is_folder(path):
             return path / self.name
@@ -66,7 +67,7 @@ class OutputFile:
         return path
 
     def check(self, path: Path, *, overwrite: bool) -> None:
-        """Raise ValueError where the file cannot be written, or is not ours and would be lost."""
+        """Raise ValueError where the file cannot be written, or another file would be lost."""
         if obstacle := file_obstacle(path):
             raise ValueError(obstacle)
         beside = path.with_name(f"{path.name}{LIST_SUFFIX}")
@@ -84,30 +85,30 @@ class OutputFile:
 
 
 class OutputFolder:
-    """The type of an argument that names a folder to write in.
+    """The argparse type of a folder to write in.
 
     Args:
-        tried: Whether every such path is written in; else the command says which, see
-            `check_folder`, and the text is left as it is: it may be an address to read from.
+        tried: Whether every such path is written in; else the command itself calls `check_folder`
+            where it writes, and the text is not converted: it may be an address to read from.
     """
 
     def __init__(self, *, tried: bool = True) -> None:
         self.tried = tried
 
     def __call__(self, text: str) -> Path | str:
-        """Read the argument; argparse calls this."""
+        """Convert the argument to a path, or leave it as text; called by argparse."""
         return Path(text) if self.tried else text
 
 
 def check_outputs(parser: argparse.ArgumentParser, known: argparse.Namespace) -> None:
-    """Try every path that a command will write, before it imports what it computes with.
+    """Check every path that a command will write, before its heavy imports.
 
     Args:
-        parser: The command's; its arguments of type `OutputFile` and `OutputFolder` are tried.
-        known: The parsed arguments; `overwrite` allows to replace any file.
+        parser: The command's; its arguments of type `OutputFile` and `OutputFolder` are checked.
+        known: The parsed arguments; `overwrite` allows replacing any file.
 
     Raises:
-        ValueError: A path cannot be written, or a file there is not of the kind to be written.
+        ValueError: A path cannot be written, or an existing file is of another kind.
     """
     files: set[Path] = set()
     for action in parser._actions:  # argparse offers no other list of its arguments
@@ -129,13 +130,13 @@ def check_folder(path: Path) -> None:
 
 
 def is_list(file: Path) -> bool:
-    """Return whether a file is a list that was written beside a grid."""
+    """Return whether a file is a list of texts that was written beside a grid."""
     return file.is_file() and file.read_bytes().startswith(LIST_TITLE.encode())
 
 
 @contextlib.contextmanager
 def held(folder: Path, maker: str, *, overwrite: bool = False) -> Iterator[None]:
-    """Hold a folder for one command while the `with` block lasts, and mark it as its work.
+    """Lock a folder for one command inside the `with`, and mark the command as its maker.
 
     Args:
         folder: Made if it is not there.
@@ -143,7 +144,8 @@ def held(folder: Path, maker: str, *, overwrite: bool = False) -> Iterator[None]
         overwrite: Take over a folder that another command made.
 
     Raises:
-        ValueError: The folder is another command's, not ours, or in use; nothing is changed then.
+        ValueError: The folder is another command's, holds other files or is in use; it is then
+            left unchanged.
         DiskError: The folder cannot be written.
     """
     check_owner(folder, maker, overwrite=overwrite)
@@ -154,13 +156,13 @@ def held(folder: Path, maker: str, *, overwrite: bool = False) -> Iterator[None]
             yield
     except BaseException:
         if is_new and [entry.name for entry in _entries(folder)] == [MARKER]:
-            (folder / MARKER).unlink()  # nothing came of it: leave nothing behind
+            (folder / MARKER).unlink()  # nothing was written: leave nothing behind
             folder.rmdir()
         raise
 
 
 def mark(folder: Path, maker: str, *, overwrite: bool = False) -> None:
-    """Mark a folder as a command's work, see `held`; several processes may do so at once."""
+    """Mark a command as the maker of a folder, see `held`; several processes may do so at once."""
     check_owner(folder, maker, overwrite=overwrite)
     if owner(folder) is None:  # with `overwrite`, a folder stays that of the command that made it
         make_folder(folder)
@@ -171,7 +173,9 @@ def check_owner(folder: Path, maker: str, *, overwrite: bool = False) -> None:
     """Raise ValueError where a command must not write into a folder, see `held`."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    others = _strangers(folder)  # before the mark is read: a process that makes them marks first
+    others = _strangers(
+        folder
+    )  # listed before the mark is read: a process marks a folder before it writes files
     made_by = owner(folder)
     if made_by == maker or (made_by is not None and overwrite):
         return
@@ -188,13 +192,13 @@ def check_owner(folder: Path, maker: str, *, overwrite: bool = False) -> None:
 
 
 def _strangers(folder: Path) -> list[str]:
-    """List what lies in a folder, but hidden files and what this process's own words go to."""
+    """List the names in a folder, except hidden files and this process's own log."""
     entries = [e for e in _entries(folder) if not e.name.startswith(".")]
     return sorted(entry.name for entry in entries if not _is_log(entry))
 
 
 def _is_log(file: Path) -> bool:
-    """Return whether a file is standard output or error, as in `train > runs/x/log`."""
+    """Return whether this process's standard output or error goes to a file, as in `> x/log`."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):  # closed, or a file that went away
             if os.path.samestat(file.stat(), os.fstat(descriptor)):
@@ -203,7 +207,7 @@ def _is_log(file: Path) -> bool:
 
 
 def owner(folder: Path) -> str | None:
-    """Read which command made a folder; None where neither its mark nor its contents tell."""
+    """Return the command that made a folder, by its mark or contents; None where neither shows."""
     try:
         made_by = json.loads((folder / MARKER).read_bytes())["made_by"]
     except (OSError, ValueError, KeyError, TypeError):  # a copy by `cp run/*` lacks hidden files
@@ -212,14 +216,14 @@ def owner(folder: Path) -> str | None:
 
 
 def _made_by_contents(folder: Path) -> str | None:
-    """Recognise what no other program writes: checkpoints of a run, parts of samples."""
+    """Return the command whose own files a folder holds: checkpoints of a run, parts of samples."""
     if any(folder.glob("checkpoints/*-pictures-*/manifest.json")):
         return "train" if (folder / "config.yaml").is_file() else None
     return "sample" if any(folder.glob("shard-*/.shard.json")) else None
 
 
 def file_obstacle(path: Path) -> str | None:
-    """Try to write beside where a file will be, and return why that cannot be done, if so."""
+    """Try to write in the folder of a future file; return why that fails, else None."""
     try:
         there = path.stat()
     except FileNotFoundError:
@@ -234,10 +238,12 @@ def file_obstacle(path: Path) -> str | None:
 
 
 def folder_obstacle(path: Path) -> str | None:
-    """Try to write in a folder, or where it would be made, and return why it failed, if so."""
+    """Try to write in a folder or its nearest parent; return why that fails, else None."""
     try:
         there = next(place for place in (path, *path.parents) if _is_there(place))
-        with tempfile.TemporaryFile(dir=there) as trial:  # without a name: no kill can leave it
+        with tempfile.TemporaryFile(
+            dir=there
+        ) as trial:  # without a name: nothing remains if the process is killed
             trial.write(b"0")
     except OSError as error:
         return _reason(path, error)
@@ -247,12 +253,12 @@ def folder_obstacle(path: Path) -> str | None:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # such as too long a name: what tries the path says so
+    except OSError:  # such as too long a name: the later check of the path reports it
         return False
 
 
 def _is_there(path: Path) -> bool:
-    """Return whether a path leads somewhere; raise OSError where that cannot be told."""
+    """Return whether a path exists; raise OSError where that cannot be determined."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -261,18 +267,18 @@ def _is_there(path: Path) -> bool:
 
 
 def _reason(path: Path, error: OSError) -> str:
-    """Say why a path cannot be written; raise DiskError where the disk is why."""
+    """Return why a path cannot be written; raise DiskError where the disk is the cause."""
     shown = str(path) if len(str(path)) <= 120 else f"{str(path)[:80]}..."
     blocking = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
     if isinstance(error, NotADirectoryError | FileExistsError):
         return f"{shown} cannot be written: {blocking or path} is a file, not a folder"
-    if error.errno in {errno.EROFS, *NO_SPACE}:  # nobody's mistake
+    if error.errno in {errno.EROFS, *NO_SPACE}:  # not a mistake of the user
         raise DiskError(f"{shown} cannot be written: {error.strerror}") from error
     return f"{shown} cannot be written: {error.strerror}"
 
 
 def _is_main() -> bool:
-    """Return whether this process writes: of those of a launcher, the first one does."""
+    """Return whether this process writes; among several of a launcher, only the first does."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -1,4 +1,4 @@
-"""Work in parts: which pictures are whose, and which parts make up a whole."""
+"""Work in parts: which pictures belong to which part, and which parts make up a whole."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,32 +6,33 @@ from typing import Any, NamedTuple
 
 from tinydiffusion.runtime.processes import Processes
 
-Shard = tuple[int, int]  # which, from 1, of how many
+Shard = tuple[int, int]  # number of the shard, from 1, and count of shards
 WHOLE: Shard = (1, 1)
 MANIFEST = ".shard.json"
-"""Where a finished shard of samples says what it is a part of."""
+"""File of a finished shard of samples with the context and number of the shard."""
 NAMES = ("target", "data", "train", "path", "prompts")
-"""Keys of a context whose values may differ: contents decide, and stand there as hashes."""
+"""Keys of a context whose values may differ: hashes of their contents are compared instead."""
 
 
 class Part(NamedTuple):
-    """What is known of a shard that is done."""
+    """Context and number of a finished shard."""
 
     context: Mapping[str, Any]  # the same in all shards of one whole
     shard: Shard
 
 
 def share(numbers: Sequence[int], shard: Shard) -> Sequence[int]:
-    """One of the parts of some numbers, in one piece: most of its batches are those of the whole.
+    """Return the contiguous part of some numbers that belongs to a shard.
 
-    Parts differ by at most one number in length; one may be empty.
+    Most batches of a part are then batches of the whole. Parts differ by at most one number in
+    length; one may be empty.
     """
     number, count = shard
     return numbers[len(numbers) * (number - 1) // count : len(numbers) * number // count]
 
 
 def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    """The first thing that decides the result and differs, such as `seed: 0, not 1`."""
+    """Return the first difference that affects the result, such as `seed: 0, not 1`; else None."""
     for key in dict.fromkeys([*one, *other]):
         a, b = one.get(key), other.get(key)
         if a == b or key in NAMES:
@@ -45,14 +46,17 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
 
 
 def in_order(parts: Mapping[Path, Part], whole: str) -> list[Path]:
-    """The shards from the first to the last, where they are those of one whole.
+    """Order shards from the first to the last, and check that they make up one whole.
 
     Args:
-        parts: By where they lie; at least one.
-        whole: What they are parts of, in a word.
+        parts: Path -> part; at least one.
+        whole: Name of the whole, in one word, for the message.
+
+    Returns:
+        Paths in the order of the shards' numbers.
 
     Raises:
-        ValueError: one is of another whole, comes twice or is missing; names it.
+        ValueError: a shard is of another whole, comes twice or is missing; names it.
     """
     first_path, first = next(iter(parts.items()))
     count = first.shard[1]
@@ -73,10 +77,10 @@ def in_order(parts: Mapping[Path, Part], whole: str) -> list[Path]:
 
 
 def check_same(context: Mapping[str, Any], processes: Processes) -> None:
-    """Raise where this process would do another thing than the main one. Collective.
+    """Check that this process has the same context as the main one. Collective.
 
     Raises:
-        ValueError: another model, other pictures or settings, as on a machine with other files.
+        ValueError: model, pictures or settings differ, as on a machine with other files.
     """
     main = processes.agree(context)
     with processes.together():

@@ -1,6 +1,6 @@
-"""The processes that do one job together, as torchrun or accelerate launch has started them.
+"""The processes of one job, as started by torchrun or accelerate launch.
 
-accelerate makes the process group; nothing here does what it does.
+accelerate makes the process group; this module only uses it.
 """
 
 import os
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=12)
-"""Of a wait for another process: while one measures or a disk is full, the others stand still."""
+"""Longest wait for another process: while one measures or a disk is full, the others wait."""
 
 
 class StoppedTogether(RunError):  # noqa: N818
-    """What the main process has stopped for, in the processes that did not meet it themselves."""
+    """A stop of the job by another process; has the reason and exit code of that process."""
 
     def __init__(self, reason: str, exit_code: int) -> None:
         super().__init__(reason)
@@ -30,7 +30,7 @@ class StoppedTogether(RunError):  # noqa: N818
 
 
 class StoppedFirst(RunError):  # noqa: N818
-    """A user's mistake that another process than the main one has met: it speaks for all."""
+    """A mistake of the user that this process, not the main one, was the first to find."""
 
     def __init__(self, reason: str, exit_code: int) -> None:
         super().__init__(reason)
@@ -39,15 +39,15 @@ class StoppedFirst(RunError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this one is; a job of one process needs no launcher.
+    """Rank of this process and number of processes; a job of one process needs no launcher.
 
-    Collective methods return at the same time everywhere: all processes must call them, in the
-    same order. With one process they cost nothing.
+    Collective methods synchronise: all processes must call them, in the same order. With one
+    process they cost nothing.
 
     Attributes:
-        rank: This process, from 0; 0 is the main one, which alone writes and speaks.
-        count: How many there are, on all machines together.
-        local_rank: This process among those of its machine.
+        rank: Index of this process, from 0; 0 is the main one, which alone writes and prints.
+        count: Number of processes on all machines together.
+        local_rank: Index of this process among those of its machine, from 0.
     """
 
     rank: int = 0
@@ -56,11 +56,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """What every process has given, in the order of ranks; picklable. Collective."""
+        """Return the values of all processes, in the order of ranks; picklable. Collective."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
@@ -71,7 +71,7 @@ class Processes:
         return gathered
 
     def agree(self, value: T) -> T:
-        """What the main process has given; picklable. Collective."""
+        """Return the main process's value in all processes; picklable. Collective."""
         if self.count == 1:
             return value
         import torch.distributed as dist
@@ -82,11 +82,11 @@ class Processes:
         return given[0]
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What `work` returns in the main process, the only one that does it. Collective.
+        """Call `work` in the main process only, and return its result in all. Collective.
 
         Raises:
-            Exception: what `work` has raised, in the main process.
-            StoppedTogether: that it has raised, in the others.
+            Exception: in the main process, the exception of `work`.
+            StoppedTogether: in the other processes, where `work` has raised.
         """
         if self.count == 1:
             return work()
@@ -103,7 +103,7 @@ class Processes:
         return result
 
     def largest(self, tensor: "Tensor") -> "Tensor":
-        """The largest that any process has given, entry by entry; in place. Collective."""
+        """Take the elementwise maximum of all processes' tensors, in place. Collective."""
         if self.count > 1:
             import torch.distributed as dist
 
@@ -112,9 +112,10 @@ class Processes:
         return tensor
 
     def hand_out(self, tensor: "Tensor") -> "Tensor":
-        """The main process's tensor, on the CPU; the others give one like it, on any device.
+        """Return the main process's tensor in all processes, on the CPU. Collective.
 
-        Collective.
+        Args:
+            tensor: In the other processes, one of the same shape and type, on any device.
         """
         if self.count == 1:
             return tensor
@@ -128,14 +129,15 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Inside the `with`, where nothing is collective, what stops one process stops all.
+        """Raise in all processes where one has raised inside the `with`. Collective.
 
-        The first that has raised says why; the others end with its exit code. Collective.
+        Nothing inside the `with` may be collective. The process of the lowest rank that has raised
+        gives the reason; the others end with its exit code.
 
         Raises:
-            Exception: what was raised here, where no process of a lower rank has raised; of the
-                user's mistakes, StoppedFirst in a process that is not the main one.
-            StoppedTogether: that another process has raised.
+            Exception: the one raised in this process, if no process of a lower rank has raised; a
+                ValueError becomes StoppedFirst in a process that is not the main one.
+            StoppedTogether: another process has raised.
         """
         try:
             yield
@@ -148,20 +150,20 @@ class Processes:
         self._stop_at_first(None)
 
     def _stop_at_first(self, stop: tuple[str, int] | None) -> None:
-        """Raise StoppedTogether where the first that gives a reason to stop is another process."""
+        """Raise StoppedTogether where the lowest rank with a reason to stop is another process."""
         stops = [(rank, given) for rank, given in enumerate(self.gather(stop)) if given is not None]
         if stops and stops[0][0] != self.rank:
             raise StoppedTogether(*stops[0][1])
 
     def wait(self) -> None:
-        """Return once all processes have come here. Collective."""
+        """Wait until all processes have called this. Collective."""
         self.gather(None)
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
-        """Inside the `with`, the first process of each machine works before the others do.
+        """Run the `with` in the first process of each machine before the others. Collective.
 
-        What it leaves in a cache, the others find there. Collective.
+        The others then find in a cache the files that it has left there.
         """
         if self.count > 1 and self.local_rank > 0:
             self.wait()
@@ -178,13 +180,13 @@ ALONE = Processes()
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Processes]:
-    """Inside the `with`, this process among those of its launcher; alone where there was none.
+    """Join the process group of the launcher inside the `with`; without a launcher, yield `ALONE`.
 
     Args:
-        device: As in `training.device`; "cpu" for a group that computes on processors.
+        device: As in `training.device`; "cpu" for a group that computes on CPUs.
 
     Raises:
-        LostProcessError: the others are out of reach.
+        LostProcessError: the other processes are unreachable.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -198,16 +200,16 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         state = PartialState(cpu=on_cpu, backend=backend, timeout=TIMEOUT)
     try:
         yield Processes(state.process_index, state.num_processes, state.local_process_index)
-    finally:  # else the threads of the group are cut off, and the process aborts
+    finally:  # else the threads of the group are killed at exit, and the process aborts
         state.destroy_process_group()
 
 
 @contextmanager
 def naming_lost_processes() -> Iterator[None]:
-    """Say in one line that another process is gone where torch tells of its connection.
+    """Raise LostProcessError in place of torch's connection errors inside the `with`.
 
     Raises:
-        LostProcessError: in place of torch's error.
+        LostProcessError: another process has ended or is unreachable; one line.
     """
     import torch.distributed as dist
 

@@ -1,4 +1,4 @@
-"""A polite end: SIGTERM and SIGINT ask the run to stop, a second one stops it; USR1 saves."""
+"""Signals: SIGTERM and SIGINT request a stop, a second one stops at once; SIGUSR1 saves."""
 
 import os
 import signal
@@ -7,11 +7,11 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """Inside the `with`, `received` names the signal that asked for the end, or is None.
+    """A context manager whose `received` is the name of the signal that requested a stop, or None.
 
     A second signal exits at once with 128 + its number. SIGUSR1, which Slurm can send before it
-    takes a machine away, asks for a checkpoint and no more. The handlers that were there before
-    come back afterwards. Outside the main thread, where Python delivers none, nothing is done.
+    takes a machine away, requests a checkpoint only. The previous handlers are restored
+    afterwards. Outside the main thread, where Python delivers no signals, no handler is set.
     """
 
     ENDS = (signal.SIGTERM, signal.SIGINT)
@@ -23,7 +23,7 @@ class StopRequest:
         self._before = {}
 
     def take_save(self) -> bool:
-        """Whether a checkpoint was asked for since the last call."""
+        """Return whether a checkpoint was requested since the last call."""
         asked, self._save = self._save, False
         return asked
 

@@ -1,4 +1,4 @@
-"""Standard output and error that never end the work: whoever reads them, whatever they can show."""
+"""Standard output and error whose failures do not stop a command: a closed pipe, a full disk."""
 
 import contextlib
 import io
@@ -9,17 +9,17 @@ from typing import Any
 
 
 class _Lasting(io.FileIO):
-    """A file descriptor that is written to until that fails; what comes later goes nowhere.
+    """A file descriptor that is written to until that fails; later output is discarded.
 
     Attributes:
-        error: Why something is lost, such as a full disk; None where nothing is, or where the
-            reader went away, who does not want more.
+        error: Why output is lost, such as a full disk; None where none is lost, or where the
+            reader closed the pipe and wants no more.
     """
 
     error: OSError | None = None
 
     def write(self, data: Any, /) -> int:
-        """Write bytes and return how many."""
+        """Write bytes and return their number."""
         try:
             return super().write(data) or 0
         except OSError as error:
@@ -33,14 +33,14 @@ class _Lasting(io.FileIO):
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[list[_Lasting]]:
-    """Have the standard streams outlive their reader and their disk while the `with` block lasts.
+    """Ignore failures of the standard streams inside the `with`, such as a closed pipe.
 
-    A command such as `tinydiffusion evaluate … --out r.json | head` still writes its file. What the
-    console's encoding lacks is shown as its number. Streams that a program has put in the place of
-    the process's own are left as they are.
+    A command such as `tinydiffusion evaluate … --out r.json | head` still writes its file. A
+    character that the console's encoding lacks is escaped as its number. Streams that a program has
+    substituted for the process's own are left as they are.
 
     Yields:
-        What stands below the streams, and knows whether something is lost.
+        The files below the streams, whose `error` shows whether output is lost.
     """
     before, below = (sys.stdout, sys.stderr), []
     for name in ("stdout", "stderr"):
@@ -57,9 +57,9 @@ def lasting_streams() -> Iterator[list[_Lasting]]:
 
 
 def flush() -> None:
-    """Write out what standard output and error still hold."""
+    """Flush standard output and error."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # closed by who started the process
+        if stream is not None:  # None if closed by the parent process
             stream.flush()
 
 

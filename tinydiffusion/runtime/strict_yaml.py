@@ -1,8 +1,8 @@
-"""The part of YAML that settings need: text, numbers, true, false, null, lists and keys.
+"""The part of YAML that settings need: text, numbers, true, false, null, lists and mappings.
 
-Plain words are read as YAML 1.2 does: `1e-4` is a number, `yes` and `2024-01-01` are text. Refused
-are aliases, merge keys and tags, by which a small file can become huge or more than values, and
-keys that are given twice, which hide one of two settings.
+Plain words are read as in YAML 1.2: `1e-4` is a number, `yes` and `2024-01-01` are text. Aliases,
+merge keys and tags are refused, since with them a small file can become huge or make objects that
+are no plain values; keys that are given twice are refused, since one would hide the other.
 """
 
 import re
@@ -21,14 +21,14 @@ class YamlError(ValueError):
 
 
 def read(data: bytes | str, source: str) -> Any:
-    """The value of a YAML text.
+    """Return the value of a YAML text.
 
     Args:
         data: The text; bytes are UTF-8, a byte order mark is skipped.
-        source: What the message names before line and column, such as the file's name.
+        source: Name that precedes line and column in messages, such as the file's name.
 
     Raises:
-        YamlError: the text is too long, not UTF-8 or not YAML, or has what is refused here.
+        YamlError: the text is too long, not UTF-8 or not YAML, or uses a refused feature.
     """
     if len(data) > MAX_BYTES:
         raise YamlError(f"{source}: settings are no longer than {MAX_BYTES} bytes")
@@ -48,7 +48,7 @@ def read(data: bytes | str, source: str) -> Any:
 
 
 def write(value: Any) -> str:
-    """The YAML of a value of dicts, lists, text, numbers, booleans and None."""
+    """Return the YAML text of a value of dicts, lists, text, numbers, booleans and None."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -62,13 +62,13 @@ def _decode(data: bytes, source: str) -> str:
 
 
 def _place(text: str, position: int) -> str:
-    """Line and column of a character, both from 1."""
+    """Return `:line:column` of a character, both from 1."""
     before = text[:position]
     return f":{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes within the limits, its scalars tagged as `SCALARS` says."""
+    """A loader that composes nodes within the limits, with scalars tagged by `SCALARS`."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - filled below
 
@@ -77,7 +77,7 @@ class _Loader(yaml.SafeLoader):
         self.depth = self.count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """A node without anchor, alias or tag."""
+        """Compose a node; refuse an anchor, alias or tag, and more depth or values than allowed."""
         event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             _refuse(event, "anchors (&) and aliases (*) are not read; quote the text")
@@ -123,15 +123,15 @@ def _refuse(at: Any, why: str) -> NoReturn:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what any reader of YAML 1.1 or 1.2 may take for a number, date or boolean."""
+    """A dumper that quotes any text that YAML 1.1 or 1.2 may read as a number, date or boolean."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """True: a list that stands in two places is written twice."""
+        """Return True: a list that occurs in two places is written twice."""
         del data
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # Unicode's line breaks survive only in the style that escapes.
+        # Unicode's line breaks are preserved only in the style with escapes.
         style = '"' if {"\x85", "\u2028", "\u2029"} & set(data) else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
@@ -150,7 +150,7 @@ SCALARS: dict[str, tuple[str, list[str], Callable[[str], Any]]] = {
         ),
     )
 }
-"""Tag -> how a plain word of it looks, its first letters, and its value; the first tag counts."""
+"""Tag -> pattern of its plain words, their first characters, conversion; the first match counts."""
 
 _Dumper.add_representer(str, _Dumper.represent_str)
 for _tag, (_pattern, _letters, _) in SCALARS.items():

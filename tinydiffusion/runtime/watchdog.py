@@ -1,4 +1,4 @@
-"""A run in which nothing moves any more ends, and says where it hung."""
+"""Watchdog that ends a run without progress and prints where it hung."""
 
 import faulthandler
 import os
@@ -11,13 +11,13 @@ from tinydiffusion.runtime.errors import WorkerError
 
 
 class Watchdog:
-    """Ends the process when `beat` was not called for too long inside the `with` block.
+    """A context manager that ends the process if `beat` is not called for too long inside it.
 
-    The stacks of all threads go to standard error. Nothing is saved, because the thread that
-    hangs holds the state: the last checkpoint counts.
+    The stacks of all threads are printed to standard error. Nothing is saved, because the thread
+    that hangs holds the state: the run can be resumed from its last checkpoint.
 
     Args:
-        seconds: Longest silence; None never ends the process.
+        seconds: Longest time between calls of `beat`; None never ends the process.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -26,7 +26,7 @@ class Watchdog:
         self._closed = threading.Event()
 
     def beat(self) -> None:
-        """Say that something has moved."""
+        """Report progress."""
         self._silent_for = 0.0
 
     def __enter__(self) -> "Watchdog":
@@ -49,7 +49,7 @@ class Watchdog:
         before = time.monotonic()
         while not self._closed.wait(tick):
             now = time.monotonic()
-            # A process that was halted (SIGSTOP, a debugger) did not hang all that time.
+            # A process that was stopped (SIGSTOP, a debugger) did not hang during that time.
             self._silent_for += min(now - before, 2 * tick)
             before = now
             if self._silent_for > seconds:

@@ -1,1 +1,1 @@
-"""ShapeScenes: drawn scenes, their captions and the exact judge that reads a picture back."""
+"""ShapeScenes: drawn scenes, their captions and the exact judge that reads pictures."""

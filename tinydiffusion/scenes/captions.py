@@ -38,7 +38,7 @@ TWO_OBJECTS = (
 
 
 def captions(scene: Scene) -> list[str]:
-    """Every full caption of a scene, the canonical one first; pairs are told from both objects."""
+    """Return every full caption of a scene, the canonical one first; pairs in both orders."""
     description = scene.description
     if description.relation is None:
         return _fill(description)
@@ -47,10 +47,10 @@ def captions(scene: Scene) -> list[str]:
 
 
 def short_captions(scene: Scene) -> list[str]:
-    """Every canonical caption that leaves out something: colours, the relation, the background.
+    """Return every canonical caption that omits colours, the relation or the background.
 
-    Such as "a circle", "three circles on a white background", "a red circle and a blue square" or
-    "a red circle and a square"; they are what GenEval's prompts are made of.
+    Examples are "a circle", "three circles on a white background", "a red circle and a blue square"
+    and "a red circle and a square"; GenEval's prompts have this form.
     """
     tellings = [scene.description]
     if scene.relation is not None:
@@ -60,10 +60,10 @@ def short_captions(scene: Scene) -> list[str]:
 
 
 def caption(description: SceneDescription) -> str:
-    """The canonical caption, such as "a red circle left of a blue square on a white background".
+    """Write the canonical caption, as "a red circle left of a blue square on a white background".
 
     Raises:
-        ValueError: no caption can say it: more than two unlike objects, too many, or none.
+        ValueError: there is no caption for more than two unlike objects, too many, or none.
     """
     things = _things(description)
     if description.background is None:
@@ -72,7 +72,7 @@ def caption(description: SceneDescription) -> str:
 
 
 def parse(caption: str) -> SceneDescription | None:
-    """What a caption of one of the templates says, as it says it; None for any other text."""
+    """Parse a caption of one of the templates, keeping its order; None for any other text."""
     for pattern in _PATTERNS:
         if match := pattern.fullmatch(caption):
             return _description(match.groupdict())
@@ -92,12 +92,12 @@ def _fill(description: SceneDescription) -> list[str]:
 
 
 def _shorter(told: SceneDescription) -> list[SceneDescription]:
-    """The description without its background, without some colours, without its relation."""
+    """Return the descriptions that omit background, relation or some colours of `told`."""
     objects = [told.objects, tuple(replace(o, colour=None) for o in told.objects)]
     if told.relation is not None:
         first, second = told.objects
         objects.append((first, replace(second, colour=None)))
-        if first.shape == second.shape:  # only their colours tell them apart
+        if first.shape == second.shape:  # they differ in colour only
             objects = [told.objects]
     if told.objects[0].shape == WORD:
         objects = [told.objects]
@@ -124,7 +124,7 @@ def _things(description: SceneDescription) -> str:
 
 
 def _noun(o: ObjectDescription) -> str:
-    """Such as: a red circle; the word "CAT" in red."""
+    """Return the noun phrase of an object, as: a red circle; the word "CAT" in red."""
     return f'the word "{o.text}" in {o.colour}' if o.shape == WORD else _with_article(_bare(o))
 
 

@@ -1,4 +1,4 @@
-"""Descriptions with exactly one attribute wrong, as controls for the judge and other metrics."""
+"""Descriptions with exactly one wrong attribute, as controls for the judge and other metrics."""
 
 from dataclasses import replace
 from itertools import product
@@ -17,11 +17,14 @@ from tinydiffusion.scenes.vocabulary import (
 
 
 def wrong_descriptions(description: SceneDescription) -> dict[str, list[SceneDescription]]:
-    """Attribute -> every description that differs in it alone; attributes without one are left out.
+    """Return all descriptions that differ from this one in one attribute only.
 
-    The attributes are background, count, shape, colour, of pairs also relation, shape_swap and
-    colour_swap, of a word its text (one letter). What is not said is not changed. The one wrong
-    attribute is told in the order of `description`.
+    The attributes are background, count, shape and colour; for pairs also relation, shape_swap and
+    colour_swap; for a word its text (one letter). An attribute that `description` leaves open is
+    not changed. The objects keep their order.
+
+    Returns:
+        Attribute -> descriptions; attributes without any are left out.
     """
     if description.objects[0].shape == WORD:
         wrong = {"text": _other_words(description)}
@@ -42,7 +45,7 @@ def _wrong_pairs(description: SceneDescription) -> dict[str, list[SceneDescripti
     swaps = {"shape_swap": (replace(a, shape=b.shape), replace(b, shape=a.shape))}
     if a.colour is not None and b.colour is not None:
         swaps["colour_swap"] = (replace(a, colour=b.colour), replace(b, colour=a.colour))
-    elif a.colour != b.colour:  # swapped, they might happen to be true
+    elif a.colour != b.colour:  # the swapped description might be true of the picture
         swaps = {}
     wrong = {name: [replace(description, objects=pair)] for name, pair in swaps.items()}
     if description.relation is not None:
@@ -53,7 +56,7 @@ def _wrong_pairs(description: SceneDescription) -> dict[str, list[SceneDescripti
 def _change_objects(
     description: SceneDescription, changes: list[tuple[str, str]]
 ) -> list[SceneDescription]:
-    """One object changed, or all where they are equal; a colour that is not said stays so."""
+    """Change one object at a time, or all if they are equal; an open colour stays open."""
     objects = description.objects
     changed: list[tuple[ObjectDescription, ...]] = []
     for attribute, value in changes:
@@ -69,7 +72,7 @@ def _change_objects(
 
 
 def _other_words(description: SceneDescription) -> list[SceneDescription]:
-    """Every text with another letter in one place, real word or not."""
+    """Return every text with another letter in one place, whether a real word or not."""
     (word,) = description.objects
     places = product(range(len(word.text)), ALPHABET)
     texts = [word.text[:i] + letter + word.text[i + 1 :] for i, letter in places]
@@ -84,7 +87,7 @@ def _other_counts(description: SceneDescription) -> list[SceneDescription]:
 
 
 def _keep(every: list[SceneDescription], true: SceneDescription) -> list[SceneDescription]:
-    """Those that are not true, without pairs of equal objects in a relation."""
+    """Return the descriptions that differ in meaning, except pairs of equal related objects."""
     said = true.canonical()
     differ = [d for d in every if d.canonical() != said]
     return [d for d in differ if d.relation is None or len(set(d.objects)) == 2]

@@ -1,4 +1,4 @@
-"""The pixel font of 5x5 cells, words drawn with it, and words read back by its templates."""
+"""A pixel font of 5x5 cells: drawing of words, and reading of words by template matching."""
 
 from functools import cache
 from itertools import product
@@ -15,8 +15,8 @@ WORD_ASPECT = 5 * CELL_ASPECT / CELLS  # height of a word / its width
 MIN_SIDE = 32  # pixels of a picture with a word
 MIN_WIDTH = 20  # pixels of a word
 MIN_LETTER_FIT, MIN_LETTER_LEAD = 0.8, 0.05  # correlation with the best letter, and its lead
-GOOD_FIT = 0.93  # with this mean correlation no better place is searched for
-SHIFTS = (0.0, -0.25, 0.25)  # pixels that a word is moved by in search of its best place
+GOOD_FIT = 0.93  # mean correlation from which no better place is searched for
+SHIFTS = (0.0, -0.25, 0.25)  # pixels by which a word is moved to find its best place
 
 GLYPHS = {
     "A": "01110 10001 11111 10001 10001",
@@ -46,8 +46,8 @@ GLYPHS = {
     "Y": "10001 01010 00100 00100 00100",
     "Z": "11111 00010 00100 01000 11111",
 }
-"""Letter -> its rows from the top. Each fills its box to all four sides, so that a word's box gives
-its place and size; any two letters differ in at least four cells."""
+"""Letter -> its rows from the top. Each touches all four sides of its box, so that a word's box
+determines its place and size; any two letters differ in at least four cells."""
 
 ALPHABET = "".join(GLYPHS)
 
@@ -65,14 +65,17 @@ Mask = Float32[np.ndarray, "H W"]
 
 
 def draw_word(text: str, x: float, y: float, radius: float, side: int) -> Mask:
-    """How much of each pixel of a square picture a word covers, in [0, 1].
+    """Draw a word as a mask of a square picture.
 
     Args:
-        text: Letters from A to Z, three of them.
-        x: Centre of its box, in pixels.
-        y: The same, downwards.
-        radius: Half its width, in pixels.
-        side: Of the picture, in pixels.
+        text: Three letters from A to Z.
+        x: Centre of the word's box from the left, in pixels.
+        y: Centre of the word's box from the top, in pixels.
+        radius: Half the width of the word, in pixels.
+        side: Side of the picture, in pixels.
+
+    Returns:
+        Share of each pixel that the word covers, in [0, 1].
     """
     rows, columns = _grid(x, y, radius, side)
     blank = np.zeros((5, 1), np.float32)
@@ -81,17 +84,20 @@ def draw_word(text: str, x: float, y: float, radius: float, side: int) -> Mask:
 
 
 def soften(mask: Mask) -> Mask:
-    """The mask under a binomial blur, standard deviation 0.7 pixels: how models draw edges."""
+    """Blur a mask binomially, standard deviation 0.7 pixels, similar to edges that models draw."""
     padded = np.pad(mask, 1)
     rows = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
     return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4
 
 
 def find_word(alpha: Mask) -> tuple[str, float, float, float] | None:
-    """The word of a soft mask: its text, x, y and radius as of `draw_word`; None if there is none.
+    """Read the word of a soft mask.
 
-    The mask's box gives place and size; around it each letter is the template that correlates most,
-    which does not mind how pale thin strokes are.
+    The mask's box determines place and size. Near this place, each letter is the template with the
+    highest correlation, which does not depend on how pale thin strokes are.
+
+    Returns:
+        Text, x, y and radius as for `draw_word`; None if there is no word.
     """
     (left, right), (top, bottom) = _extent(alpha.max(axis=0)), _extent(alpha.max(axis=1))
     radius = (right - left) / 2
@@ -110,7 +116,7 @@ def find_word(alpha: Mask) -> tuple[str, float, float, float] | None:
 
 
 def _read_letters(alpha: Mask, x: float, y: float, radius: float) -> tuple[float, str]:
-    """Mean correlation of the best letters, and these; 0 where one is not clear."""
+    """Return the mean correlation of the best letters, and their text; 0 if one is not clear."""
     rows, columns = _grid(x, y, radius, alpha.shape[0])
     inside = _inside(rows)
     fits, text = [], ""
@@ -138,7 +144,7 @@ def _glyphs() -> Float32[np.ndarray, "26 5 5"]:
 def _grid(
     x: float, y: float, radius: float, side: int
 ) -> tuple[Float32[np.ndarray, "side 5"], Float32[np.ndarray, "side cells"]]:
-    """How much of each pixel row each row of cells covers, and the same of columns."""
+    """Return the share of each pixel row that each row of cells covers, and that for columns."""
     width = 2 * radius / CELLS
     height = CELL_ASPECT * width
     rows = _cover(y - 2.5 * height, height, 5, side)
@@ -146,7 +152,7 @@ def _grid(
 
 
 def _cover(start: float, step: float, cells: int, side: int) -> Float32[np.ndarray, "side cells"]:
-    """The length that pixel i, [i, i + 1], shares with each of the cells of one size in a row."""
+    """Return the overlap in length of each pixel i, [i, i + 1], with each of a row of cells."""
     low = start + step * np.arange(cells)
     pixels = np.arange(side)[:, None]
     shared = np.minimum(pixels + 1, low + step) - np.maximum(pixels, low)
@@ -159,14 +165,14 @@ def _blur(cover: Float32[np.ndarray, "side cells"]) -> Float32[np.ndarray, "side
 
 
 def _inside(cover: Float32[np.ndarray, "side 5"]) -> Bool[np.ndarray, "side"]:
-    """The pixels that a letter covers by at least half: what lies between letters is no one's."""
+    """Return the pixels that a letter covers by at least half; gaps belong to no letter."""
     return cover.sum(axis=1) >= 0.5
 
 
 def _correlations(
     part: Mask, templates: Float32[np.ndarray, "26 H W"]
 ) -> Float32[np.ndarray, "26"]:
-    """Pearson's correlation of a part of a picture with each template."""
+    """Compute Pearson's correlation of a part of a picture with each template."""
     a = part.ravel() - part.mean()
     b = templates.reshape(len(templates), -1)
     b = b - b.mean(axis=1, keepdims=True)
@@ -174,7 +180,7 @@ def _correlations(
 
 
 def _extent(profile: Float32[np.ndarray, "side"]) -> tuple[float, float]:
-    """Where a profile that is 1 inside and 0 outside begins and ends, to a part of a pixel."""
+    """Return the sub-pixel begin and end of a profile that is 1 inside and 0 outside."""
     inside = np.flatnonzero(profile >= 0.5)
     if not len(inside):
         return 0.0, 0.0

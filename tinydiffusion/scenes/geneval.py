@@ -1,8 +1,8 @@
 """Prompts as lists of conditions, read and written in GenEval's format: one JSON object per line.
 
-Ghosh et al. (2023), "GenEval", https://arxiv.org/abs/2310.11513. To its keys (`tag`, `include` with
-`class`, `count`, `color`, `position`, `exclude`, `prompt`) ours add `background`, and for the class
-"word" its `text`.
+Ghosh et al. (2023), "GenEval", https://arxiv.org/abs/2310.11513. In addition to its keys (`tag`,
+`include` with `class`, `count`, `color`, `position`, `exclude`, `prompt`) there are `background`,
+and `text` for the class "word".
 """
 
 import json
@@ -26,7 +26,7 @@ from tinydiffusion.scenes.vocabulary import (
 
 @dataclass(frozen=True)
 class Included:
-    """Equal objects that must be there; (relation, i) puts them in relation to `include[i]`."""
+    """Equal objects that are required; position (relation, i) is relative to `include[i]`."""
 
     shape: str
     count: int = 1
@@ -37,7 +37,7 @@ class Included:
 
 @dataclass(frozen=True)
 class Excluded:
-    """What must not be there: as many objects of a shape, or more."""
+    """Objects that are excluded: `count` or more of a shape."""
 
     shape: str
     count: int
@@ -45,7 +45,7 @@ class Excluded:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what it asks for; every entry of `include` asks for objects of its own."""
+    """A prompt with its conditions; every entry of `include` requires different objects."""
 
     text: str
     tag: str
@@ -55,16 +55,16 @@ class Prompt:
 
     @property
     def conditions(self) -> int:
-        """How many statements of the prompt can be checked one by one.
+        """Number of conditions that can be checked one by one.
 
-        Each kind of object is one; its number (from two on), its colour, its spelling, its relation
-        and the background are one each. "A red circle left of a blue square" has five.
+        Each kind of object counts as one; its number (from two on), its colour, its spelling, its
+        relation and the background as one each. "A red circle left of a blue square" has five.
         """
         said = [(i.count > 1, i.colour, i.text, i.position) for i in self.include]
         return sum(1 + sum(map(bool, each)) for each in said) + bool(self.background)
 
     def meaning(self) -> tuple[Any, ...]:
-        """Equal for prompts that ask for the same, whatever their words and order."""
+        """Return a value that is equal for prompts with the same conditions, in any wording."""
         things = [(i.shape, i.count, i.colour or "", i.text) for i in self.include]
         relations = set()
         for thing, included in zip(things, self.include, strict=True):
@@ -77,9 +77,11 @@ class Prompt:
         return self.background, tuple(sorted(things)), frozenset(relations), excluded
 
     def with_swapped_colours(self) -> "Prompt | None":
-        """The same objects with exchanged colours; None unless there are just two, unlike in both.
+        """Return the prompt with the colours of its two objects exchanged, the text unchanged.
 
-        Its text stays: what counts is its `meaning()`.
+        Returns:
+            The prompt, to be used for its `meaning()`; None unless there are exactly two entries,
+            of different shapes and colours.
         """
         if len(self.include) != 2 or None in (colours := [i.colour for i in self.include]):
             return None
@@ -91,13 +93,13 @@ class Prompt:
 
 
 def ask(text: str) -> Prompt | None:
-    """What a caption of one of our templates asks for; None for any other text."""
+    """Return the prompt of a caption of one of the templates; None for any other text."""
     description = parse(text)
     return None if description is None else to_prompt(description, text, category(description))
 
 
 def category(description: SceneDescription) -> str:
-    """The data set's category of a full caption; GenEval's task of one that leaves colours out."""
+    """Return the data set's category, or GenEval's task if the description leaves colours open."""
     objects = description.objects
     coloured = any(o.colour is not None for o in objects)
     if objects[0].shape == WORD:
@@ -112,7 +114,7 @@ def category(description: SceneDescription) -> str:
 
 
 def to_prompt(description: SceneDescription, text: str, tag: str) -> Prompt:
-    """The prompt that asks for this and nothing else: more objects of any shape are excluded."""
+    """Return the prompt that requires exactly this: more objects of any shape are excluded."""
     counts = Counter(description.objects)
     include = [Included(o.shape, n, o.colour, text=o.text) for o, n in counts.items()]
     if description.relation is not None:  # GenEval puts the object that others relate to first
@@ -124,7 +126,7 @@ def to_prompt(description: SceneDescription, text: str, tag: str) -> Prompt:
 
 
 def to_record(prompt: Prompt) -> dict[str, Any]:
-    """The JSON object of a prompt."""
+    """Return the JSON object of a prompt."""
     record: dict[str, Any] = {"tag": prompt.tag, "include": [_entry(i) for i in prompt.include]}
     if prompt.exclude:
         record["exclude"] = [{"class": e.shape, "count": e.count} for e in prompt.exclude]
@@ -134,10 +136,10 @@ def to_record(prompt: Prompt) -> dict[str, Any]:
 
 
 def from_record(record: Any) -> Prompt:
-    """The prompt of a JSON object.
+    """Return the prompt of a JSON object.
 
     Raises:
-        ValueError: it is not in GenEval's format, or asks for what no scene has.
+        ValueError: the object is not in GenEval's format, or requires what no scene has.
     """
     _expect(record, {"tag": str, "include": list, "prompt": str}, {"exclude", "background"})
     entries = record["include"]
@@ -153,10 +155,10 @@ def from_record(record: Any) -> Prompt:
 
 
 def read_prompts(file: Path) -> list[Prompt]:
-    """The prompts of a JSONL file, in its order.
+    """Read the prompts of a JSONL file, in its order.
 
     Raises:
-        ValueError: a line is wrong; it is named.
+        ValueError: a line is invalid; has its number.
     """
     prompts = []
     lines = file.read_text(encoding="utf-8-sig").split("\n")
@@ -171,7 +173,7 @@ def read_prompts(file: Path) -> list[Prompt]:
 
 
 def write_prompts(file: Path, prompts: Iterable[Prompt]) -> None:
-    """Write prompts as a JSONL file that `read_prompts` reads, and GenEval's own tools."""
+    """Write prompts as a JSONL file for `read_prompts` and GenEval's own tools."""
     write_lines(file, map(to_record, prompts))
 
 

@@ -1,4 +1,4 @@
-"""The exact judge: does a picture show what its prompt asks for?"""
+"""The exact judge, which checks whether a picture fulfils its prompt."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -15,23 +15,23 @@ from tinydiffusion.scenes.vocabulary import Object, Scene
 Outcome = Literal["right", "wrong", "skip"]
 
 ATOMS = ("background", "exists", "count", "colour", "text", "relation", "exclude")
-"""What an atom can be about."""
+"""Kinds of atoms."""
 
 NOTHING = Scene("", ())
 
 
 @dataclass(frozen=True)
 class Atom:
-    """One thing that is right or wrong in a picture."""
+    """One condition that is right or wrong in a picture."""
 
-    kind: str  # of ATOMS
+    kind: str  # one of ATOMS
     right: bool
     reason: str  # what is wrong if it is not right
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Right if every atom is; the atoms of a picture that is skipped are all wrong."""
+    """The verdict on a picture: right if every atom is; if it is skipped, all atoms are wrong."""
 
     outcome: Outcome
     atoms: tuple[Atom, ...]
@@ -43,19 +43,19 @@ class Verdict:
 
     @property
     def reason(self) -> str:
-        """What is wrong, one line each."""
+        """The reasons of the wrong atoms, one per line."""
         return "\n".join(dict.fromkeys(atom.reason for atom in self.atoms if not atom.right))
 
 
 def judge(image: UInt8[Tensor, "3 H W"], asked: str | Prompt) -> Verdict:
-    """The verdict on a picture.
+    """Judge whether a picture fulfils a prompt.
 
     Args:
         image: The picture.
         asked: A prompt, or a caption of one of the templates.
 
     Raises:
-        ValueError: the caption is of no known template.
+        ValueError: the caption matches no template.
     """
     prompt = ask(asked) if isinstance(asked, str) else asked
     if prompt is None:
@@ -67,9 +67,9 @@ def judge(image: UInt8[Tensor, "3 H W"], asked: str | Prompt) -> Verdict:
 
 
 def compare(seen: Scene | None, asked: Prompt) -> Verdict:
-    """The verdict on what was read from a picture (None: not well-formed).
+    """Judge a scene that was read from a picture (None: not well-formed).
 
-    Objects whose relation is asked for but which lie on a diagonal are not well-formed either.
+    A scene in which objects of a required relation lie on a diagonal is not well-formed either.
     """
     if seen is None or _on_a_diagonal(seen, asked):
         atoms = [replace(a, right=False, reason="not well-formed") for a in _atoms(NOTHING, asked)]
@@ -97,9 +97,10 @@ def _atoms(seen: Scene, asked: Prompt) -> list[Atom]:
 
 
 def _atoms_of_objects(seen: Scene, shapes: Counter[str], asked: Prompt, i: int) -> list[Atom]:
-    """Existence, count, colour and text of the objects of `include[i]`.
+    """Check existence, count, colour and text of the objects of `include[i]`.
 
-    Of equal shapes each entry needs objects beside those of the entries before it.
+    Entries of equal shape need different objects: each needs its own beyond those of the entries
+    before it.
     """
     included, before = asked.include[i], asked.include[:i]
     shape, count, colour = included.shape, included.count, included.colour
@@ -135,13 +136,13 @@ def _atom_of_relation(seen: Scene, asked: Prompt, included: Included) -> Atom:
 
 
 def _on_a_diagonal(seen: Scene, asked: Prompt) -> bool:
-    """Whether a relation is asked for of two objects that stand in none."""
+    """Return whether two objects of a required relation are near the diagonal, in no relation."""
     related = [(i, asked.include[i.position[1]]) for i in asked.include if i.position is not None]
     return any(relation(a, b) is None for two in related for a, b in _pairs(seen, *two))
 
 
 def _pairs(seen: Scene, first: Included, second: Included) -> list[tuple[Object, Object]]:
-    """Every pair of objects of which the first may be the one meant, and the second the other."""
+    """Return all pairs of different objects that match the first entry and the second."""
     groups = (
         [o for o in seen.objects if o.shape == i.shape and i.colour in (None, o.colour)]
         for i in (first, second)

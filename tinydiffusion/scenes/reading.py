@@ -1,4 +1,4 @@
-"""Pictures back to scenes: what a picture shows, or that it is not well-formed."""
+"""Reading of the scene that a picture shows, if the picture is well-formed."""
 
 import math
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from tinydiffusion.scenes.vocabulary import (
 )
 
 COLOUR_LIMIT = 45.0  # distance in RGB levels within which two colours count as the same
-SPECK = 0.005  # a component of less than this share of the picture is no object
+SPECK = 0.005  # share of the picture below which a component is no object
 MAX_SPECKS = 0.015  # share of the picture that specks may cover
 MAX_FOREIGN = 0.1  # share of a component that may be of another colour
-RADIUS_RANGE = (0.07, 0.30)  # of the side
+RADIUS_RANGE = (0.07, 0.30)  # in units of the side
 MIN_FIT, MIN_LEAD = 0.80, 0.03  # overlap with the best shape, and its lead over the next
-MAX_SLOPE = 0.6  # beyond it, towards the diagonal, a pair stands in no relation
+MAX_SLOPE = 0.6  # slope beyond which, towards the diagonal, a pair is in no relation
 AREA = {"circle": math.pi, "square": 4.0, "triangle": 2.0}  # at radius 1
 CENTROID = {"circle": 0.0, "square": 0.0, "triangle": 1 / 3}  # below the centre, at radius 1
 
@@ -34,10 +34,10 @@ Mask = Bool[np.ndarray, "H W"]
 
 
 def read(image: UInt8[Tensor, "3 H W"]) -> Scene | None:
-    """What a picture shows; None if it is not well-formed.
+    """Read the scene that a picture shows; None if it is not well-formed.
 
-    Well-formed is a plain background of a known colour with clearly shaped objects of known
-    colours on it, any number of them, none included; or with one word in a known colour.
+    A well-formed picture has a plain background of a known colour, and on it any number (including
+    none) of clearly shaped objects of known colours, or one word in a known colour.
     """
     pixels = image.cpu().numpy().astype(np.float32)
     ground = _border_colour(pixels)
@@ -53,7 +53,7 @@ def read(image: UInt8[Tensor, "3 H W"]) -> Scene | None:
 
 
 def relation(first: Object, second: Object) -> str | None:
-    """Where the first object stands from the second; None near the diagonal."""
+    """Return the relation of the first object to the second; None near the diagonal."""
     dx, dy = second.x - first.x, second.y - first.y
     if abs(dy) <= MAX_SLOPE * abs(dx):
         return "left of" if dx > 0 else "right of"
@@ -63,9 +63,11 @@ def relation(first: Object, second: Object) -> str | None:
 
 
 def connected_components(mask: Mask) -> list[Mask]:
-    """The connected parts of a mask (4 neighbours)."""
+    """Split a mask into its connected parts (4 neighbours)."""
     width = mask.shape[1] + 2
-    todo = set(np.flatnonzero(np.pad(mask, 1)).tolist())  # padded, so that no row wraps round
+    todo = set(
+        np.flatnonzero(np.pad(mask, 1)).tolist()
+    )  # padded, so that the ends of rows are not neighbours
     parts = []
     while todo:
         stack = [todo.pop()]
@@ -81,7 +83,7 @@ def connected_components(mask: Mask) -> list[Mask]:
 
 
 def _read_shapes(pixels: Picture, ground: RGB, foreground: Mask) -> list[Object] | None:
-    """Every object; None if one is not clear, or if there are too many specks."""
+    """Read every object; None if one is not clear, or if there are too many specks."""
     components = connected_components(foreground)
     parts = [part for part in components if part.sum() >= SPECK * part.size]
     specks = foreground.sum() - sum(part.sum() for part in parts)
@@ -97,10 +99,10 @@ def _read_shapes(pixels: Picture, ground: RGB, foreground: Mask) -> list[Object]
 
 
 def _read_word(pixels: Picture, ground: RGB, foreground: Mask) -> Object | None:
-    """The word that is all of the foreground; None if a letter or the colour is not clear.
+    """Read a word that is all of the foreground; None if a letter or the colour is not clear.
 
-    Strokes are thin, so that few pixels show the pure colour: it is fitted to the letters found,
-    drawn as sharply as they are in the picture.
+    Strokes are thin, so that few pixels have the pure colour: it is fitted to the letters that were
+    found, drawn with the sharpness of the picture.
     """
     contrast = _distance(pixels, ground)
     side = pixels.shape[-1]
@@ -121,7 +123,7 @@ def _read_word(pixels: Picture, ground: RGB, foreground: Mask) -> Object | None:
 def _fit_colour(
     pixels: Picture, ground: RGB, alpha: Float32[np.ndarray, "H W"]
 ) -> tuple[RGB, Float32[np.ndarray, "H W"]]:
-    """The colour that explains the picture best where `alpha` lies over the ground; the errors."""
+    """Fit the colour of a mask `alpha` over the ground by least squares; return it and errors."""
     rgb = ground + ((pixels - ground) * alpha).sum(axis=(1, 2), keepdims=True) / (alpha**2).sum()
     return rgb, _distance(pixels, ground + alpha * (rgb - ground))
 
@@ -133,7 +135,7 @@ class _Fit:
 
 
 def _read_object(pixels: Picture, ground: RGB, part: Mask, foreground: Mask) -> Object | None:
-    """The object of one component; None if its colour or its shape is no known one."""
+    """Read the object of one component; None if its colour or its shape is not a known one."""
     contrast = _distance(pixels, ground)[part]
     core = pixels[:, part][:, contrast >= 0.9 * np.quantile(contrast, 0.75)]
     rgb = np.median(core, axis=1)[:, None, None]
@@ -150,9 +152,9 @@ def _read_object(pixels: Picture, ground: RGB, part: Mask, foreground: Mask) -> 
 
 
 def _fit(shape: str, colour: str, alpha: Float32[np.ndarray, "H W"]) -> _Fit:
-    """The shape laid over a soft mask so that its area and its centroid are the mask's.
+    """Fit a shape to a soft mask, with the same area and centroid.
 
-    Moments give size and sub-pixel position at once, where a bank of templates searches them.
+    Moments give size and sub-pixel position directly, without a search over templates.
     """
     height, width = alpha.shape
     area = float(alpha.sum())
@@ -182,18 +184,18 @@ def _nearest(rgb: RGB, palette: dict[str, tuple[int, int, int]]) -> str | None:
 
 
 def _distance(pixels: Picture, other: RGB | Picture) -> Float32[np.ndarray, "H W"]:
-    """Euclidean distance of each pixel from a colour, or from another picture."""
+    """Compute the Euclidean distance of each pixel from a colour, or from another picture."""
     return np.sqrt(((pixels - other) ** 2).sum(axis=0))
 
 
 def _opacity(pixels: Picture, ground: RGB, rgb: RGB) -> Float32[np.ndarray, "H W"]:
-    """Share of the object's colour in each pixel: its place on the line from ground to colour."""
+    """Compute the share of the colour in each pixel: its place on the line from ground to `rgb`."""
     line = rgb - ground
     return np.clip(((pixels - ground) * line).sum(axis=0) / (line**2).sum(), 0, 1)
 
 
 def _grow(mask: Mask) -> Mask:
-    """The mask and its 8 neighbours, where an antialiased edge fades out."""
+    """Add the 8 neighbours to a mask, where an antialiased edge fades out."""
     padded = np.pad(mask, 1)
     rows = padded[:-2] | padded[1:-1] | padded[2:]
     return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]

@@ -1,4 +1,4 @@
-"""Scenes to pictures, antialiased."""
+"""Rendering of scenes as antialiased pictures."""
 
 import math
 
@@ -16,7 +16,7 @@ _RGB = {
 
 
 def render(scene: Scene, size: int = 32) -> UInt8[Tensor, "3 H W"]:
-    """The picture of a scene, `size` pixels square.
+    """Draw the picture of a scene, `size` pixels square.
 
     Raises:
         ValueError: `size` is odd or below 16.
@@ -39,10 +39,10 @@ def render(scene: Scene, size: int = 32) -> UInt8[Tensor, "3 H W"]:
 def coverage(
     shape: str, x: float, y: float, radius: float, rows: slice, columns: slice
 ) -> Float32[np.ndarray, "rows columns"]:
-    """How much of each pixel of a box an object covers, in [0, 1].
+    """Return the share of each pixel of a box that an object covers, in [0, 1].
 
-    Everything is in pixels; pixel i spans [i, i + 1]. An edge covers a pixel by its signed distance
-    from the pixel's centre, which is exact for edges along the axes.
+    All lengths are in pixels; pixel i spans [i, i + 1]. The share is computed from the signed
+    distance of an edge from the pixel's centre, which is exact for edges along the axes.
     """
     dx = np.abs(np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5 - x))
     dy = (np.arange(rows.start, rows.stop, dtype=np.float32) + np.float32(0.5 - y))[:, None]

@@ -1,4 +1,4 @@
-"""Random scenes, and which combinations of attributes are kept from training."""
+"""Random scenes, and the split of the combinations of attributes into training and held-out."""
 
 import hashlib
 from functools import cache
@@ -23,7 +23,7 @@ from tinydiffusion.scenes.vocabulary import (
 
 MARGIN = 0.03  # between an object and the picture's edge, in units of the side
 GAP = 0.09  # between two objects, about 3 pixels of 32
-MAX_SLOPE = 0.35  # offset across a relation's axis / distance along it: 1 is the diagonal
+MAX_SLOPE = 0.35  # offset across a relation's axis / distance along it; 1 on the diagonal
 RADIUS = {1: (0.14, 0.19), 2: (0.13, 0.17), 3: (0.12, 0.15), 4: (0.11, 0.14), 5: (0.10, 0.12)}
 PAIR_RADIUS = (0.14, 0.19)
 WORD_RADIUS = (0.40, 0.46)  # half the width of a word
@@ -32,7 +32,7 @@ Position = tuple[float, float]
 
 
 def sample_scene(rng: np.random.Generator, category: Category, split: Split) -> Scene:
-    """A scene of a uniformly drawn combination of the split, placed at random."""
+    """Draw a scene: a uniformly drawn combination of the split, placed at random."""
     choices = combinations(category, split)
     description = choices[rng.integers(len(choices))]
     if description.relation is not None and rng.random() < 0.5:
@@ -42,11 +42,10 @@ def sample_scene(rng: np.random.Generator, category: Category, split: Split) -> 
 
 @cache
 def combinations(category: Category, split: Split) -> tuple[SceneDescription, ...]:
-    """The canonical descriptions of one split of a category.
+    """Return the canonical descriptions of one split of a category.
 
-    A fifth of each category's combinations is held out: those that come first by SHA-256, so that
-    membership hangs on nothing but the words. Of spelling it is a fifth of the words, in every
-    colour.
+    A fifth of each category's combinations is held out: the first by SHA-256, so that membership
+    depends on the words only. For spelling it is a fifth of the words, in every colour.
     """
     every = sorted(_every_description(category), key=_digest)
     num_held_out = len(every) // 5
@@ -54,9 +53,9 @@ def combinations(category: Category, split: Split) -> tuple[SceneDescription, ..
 
 
 def place(description: SceneDescription, rng: np.random.Generator) -> Scene:
-    """A scene that is as described: objects keep a gap, pairs keep away from the diagonal.
+    """Draw a scene of a description: objects keep a gap, pairs keep away from the diagonal.
 
-    The description leaves neither the background nor a colour open.
+    The description must have a background, and a colour for each object.
     """
     if description.objects[0].shape == WORD:
         radii, positions = _place_word(rng)
@@ -97,7 +96,7 @@ def _digest(description: SceneDescription) -> bytes:
 def _place_pair(
     relation: str, rng: np.random.Generator
 ) -> tuple[tuple[float, ...], list[Position]]:
-    """Radii and positions of two objects along the relation's axis, the first one first."""
+    """Draw radii and positions of two objects along the relation's axis, the first one first."""
     r0, r1 = (float(r) for r in rng.uniform(*PAIR_RADIUS, size=2))
     slack = 1 - 2 * MARGIN - GAP - 2 * (r0 + r1)
     before, after = sorted(slack * rng.random(2))
@@ -125,7 +124,7 @@ def _place_word(rng: np.random.Generator) -> tuple[tuple[float, ...], list[Posit
 
 
 def _scatter(count: int, rng: np.random.Generator) -> tuple[tuple[float, ...], list[Position]]:
-    """One radius for all and random positions whose bounding boxes keep the gap."""
+    """Draw one radius for all and random positions whose bounding boxes keep the gap."""
     radius = float(rng.uniform(*RADIUS[count]))
     room = 1 - 2 * (MARGIN + radius)
     distance = 2 * radius + GAP

@@ -1,4 +1,4 @@
-"""Prompt sets that take composition apart: GenEval's six tasks, and ladders of difficulty."""
+"""Prompt sets that test composition: GenEval's six tasks, and ladders of difficulty."""
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations as unordered
@@ -32,12 +32,12 @@ COUNTS = (2, 3, 4)
 
 
 def geneval_prompts(per_task: int, seed: int = 0, tasks: Sequence[Task] = TASKS) -> list[Prompt]:
-    """Up to `per_task` different prompts of each task, the tasks taking turns.
+    """Draw up to `per_task` different prompts of each task, with the tasks in turn.
 
     As in GenEval (Ghosh et al. 2023) only `colors` and `color_attr` name colours, and only
-    `position` a relation; every prompt names a background. There are 12 prompts of `single_object`,
-    24 of `two_object` and 36 of `counting`. Those of `colors` are combinations that training never
-    shows; those of `color_attr` come in pairs with exchanged colours.
+    `position` names a relation; every prompt names a background. There are 12 prompts of
+    `single_object`, 24 of `two_object` and 36 of `counting`. Those of `colors` are combinations
+    held out from training; those of `color_attr` come in pairs with exchanged colours.
 
     Raises:
         ValueError: `per_task` is below 1, or a task is unknown.
@@ -52,10 +52,10 @@ def geneval_prompts(per_task: int, seed: int = 0, tasks: Sequence[Task] = TASKS)
 
 
 def difficulty_prompts(num_ladders: int, seed: int = 0) -> list[Prompt]:
-    """Ladders of five prompts on one pair of objects, from one condition to five.
+    """Draw ladders of five prompts on one pair of objects, with one condition to five.
 
-    "a circle", "a red circle", "a red circle and a square", "a red circle and a blue square",
-    "a red circle left of a blue square".
+    An example: "a circle", "a red circle", "a red circle and a square", "a red circle and a blue
+    square", "a red circle left of a blue square".
     """
     rng = np.random.default_rng((seed, len(TASKS)))
     prompts = []
@@ -75,7 +75,7 @@ def difficulty_prompts(num_ladders: int, seed: int = 0) -> list[Prompt]:
 
 
 def _prompts_of(task: Task, per_task: int, seed: int) -> list[Prompt]:
-    """Different prompts of one task in random order; those that belong together stay so."""
+    """Draw different prompts of one task in random order; pairs stay together."""
     rng = np.random.default_rng((seed, TASKS.index(task)))
     every = list(_descriptions(task))
     order = rng.permutation(len(every))
@@ -84,7 +84,7 @@ def _prompts_of(task: Task, per_task: int, seed: int) -> list[Prompt]:
 
 
 def _descriptions(task: Task) -> Iterable[tuple[SceneDescription, ...]]:
-    """All that a task can ask for."""
+    """Return all descriptions of a task, in groups that stay together."""
     if task == "single_object":
         return [
             (SceneDescription(b, (ObjectDescription(s),)),) for b, s in product(BACKGROUNDS, SHAPES)
@@ -106,6 +106,6 @@ def _descriptions(task: Task) -> Iterable[tuple[SceneDescription, ...]]:
 def _swaps(
     background: str, shapes: tuple[str, str], colours: tuple[str, str]
 ) -> tuple[SceneDescription, ...]:
-    """Two objects of these shapes in these colours, and with the colours exchanged."""
+    """Return two objects of these shapes in these colours, and with the colours exchanged."""
     pairs = [tuple(map(ObjectDescription, shapes, each)) for each in (colours, colours[::-1])]
     return tuple(SceneDescription(background, pair) for pair in pairs)

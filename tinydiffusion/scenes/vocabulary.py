@@ -1,11 +1,11 @@
-"""The words of ShapeScenes, their colours, and the dataclasses that a scene is made of."""
+"""The words of ShapeScenes, their colours, and the dataclasses of scenes."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 SHAPES = ("circle", "square", "triangle")
 WORD = "word"
-"""The shape of an object that is a word; its `text` says which."""
+"""The shape of an object that is a word, which is its `text`."""
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -26,7 +26,7 @@ BACKGROUNDS = {
 """Background colours, RGB; at least 100 levels (Euclidean) from each other and from COLOURS."""
 
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-"""Relation -> the relation that says the same of the exchanged objects."""
+"""Relation -> the equivalent relation of the exchanged objects."""
 
 RELATIONS = tuple(INVERSE)
 COUNT_WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
@@ -40,11 +40,11 @@ SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 @dataclass(frozen=True)
 class ObjectDescription:
-    """What a caption says of one object."""
+    """The description of one object in a caption."""
 
     shape: str
-    colour: str | None = None  # None: not said
-    text: str = ""  # of a word
+    colour: str | None = None  # None: left open
+    text: str = ""  # letters of a word
 
 
 @dataclass(frozen=True)
@@ -55,30 +55,30 @@ class Object:
     colour: str
     x: float
     y: float
-    radius: float  # half the extent, the same along both axes; of a word half its width
-    text: str = ""  # of a word
+    radius: float  # half the extent, the same along both axes; half the width of a word
+    text: str = ""  # letters of a word
 
     @property
     def description(self) -> ObjectDescription:
-        """All that a caption can say of it."""
+        """The complete description of the object."""
         return ObjectDescription(self.shape, self.colour, self.text)
 
 
 @dataclass(frozen=True)
 class SceneDescription:
-    """What a caption says: one object or word, two unlike objects, or several equal ones."""
+    """The content of a caption: one object or word, two unlike objects, or several equal ones."""
 
-    background: str | None  # None: not said
+    background: str | None  # None: left open
     objects: tuple[ObjectDescription, ...]
     relation: str | None = None  # objects[0] is `relation` objects[1]
 
     def exchanged(self) -> "SceneDescription":
-        """The same pair told from its second object: "A left of B" becomes "B right of A"."""
+        """Return the same pair from its second object: "A left of B" becomes "B right of A"."""
         relation = None if self.relation is None else INVERSE[self.relation]
         return SceneDescription(self.background, self.objects[::-1], relation)
 
     def canonical(self) -> "SceneDescription":
-        """The one form of all descriptions that say the same."""
+        """Return the form that all descriptions with the same meaning have in common."""
         if self.relation in ("right of", "below"):
             return self.exchanged()
         if self.relation is None:
@@ -89,7 +89,7 @@ class SceneDescription:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene as drawn, or as read from a picture: then without a relation."""
+    """A scene as drawn, or as read from a picture (then without a relation)."""
 
     background: str
     objects: tuple[Object, ...]
@@ -97,6 +97,6 @@ class Scene:
 
     @property
     def description(self) -> SceneDescription:
-        """All that its captions can say."""
+        """The complete description of the scene."""
         objects = tuple(o.description for o in self.objects)
         return SceneDescription(self.background, objects, self.relation)

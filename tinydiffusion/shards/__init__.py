@@ -1,1 +1,1 @@
-"""Tar files of captioned pictures: reading them in an order that is a pure function."""
+"""Reading of tar files of captioned pictures, in an order that is a pure function of a seed."""

@@ -1,4 +1,4 @@
-"""Which shards a set has, on this machine or at any address that fsspec reads."""
+"""The shards of a set, on this machine or at any address that fsspec reads."""
 
 import os
 import re
@@ -17,18 +17,18 @@ HERE = re.compile(r"(file|local)://")
 
 
 class Shard(NamedTuple):
-    """A tar file of the set."""
+    """A tar file of a set."""
 
     name: str  # relative to the set; the ids of its pictures begin with it
     place: str  # path, or address
     is_remote: bool
-    size: int | None  # bytes; None where they are not known without reading
-    stamp: str  # another one where the file is another
-    record: ShardRecord | None  # of the manifest
+    size: int | None  # bytes; None where it is not known without reading
+    stamp: str  # differs where the file differs
+    record: ShardRecord | None  # entry in the manifest
 
     @property
     def packed(self) -> ShardRecord | None:
-        """What the manifest says where it speaks of this very file, as far as its size tells."""
+        """The manifest's record, if the file still has the recorded size (or an unknown one)."""
         fits = self.record is not None and self.size in (None, self.record.bytes)
         return self.record if fits else None
 
@@ -37,12 +37,12 @@ class ShardSet(NamedTuple):
     """All shards of a set, in their order."""
 
     shards: list[Shard]
-    skipped: list[Skipped]  # listed but not there, or there and not listed
+    skipped: list[Skipped]  # listed but missing, or present but not listed
     manifest: Manifest | None
 
 
 def find_set(path: str) -> ShardSet:
-    """The shards at a path or address, sorted by name; nothing of them is read.
+    """Find the shards at a path or address, sorted by name, without reading them.
 
     Args:
         path: A shard, a folder of them, a pattern such as "shards/*.tar" or a range such as
@@ -50,7 +50,7 @@ def find_set(path: str) -> ShardSet:
             folder's `manifest.json` is read and lists its shards.
 
     Raises:
-        ValueError: there are none, or the manifest is broken.
+        ValueError: there are no shards, or the manifest is broken.
         PluginError: a package is needed that reads such addresses.
     """
     if HERE.match(path):
@@ -80,14 +80,14 @@ def _find_here(path: Path) -> ShardSet:
 
 
 def stamp_of(place: str, about: os.stat_result) -> str:
-    """The `stamp` of a file on this machine."""
+    """Return the `stamp` of a file on this machine."""
     return f"{place} {about.st_size} {about.st_mtime_ns}"
 
 
 def _of_names(
     names: Iterable[str], manifest: Manifest | None, shard: Callable[[str, Any], Shard]
 ) -> ShardSet:
-    """The set of the files that are there, which a manifest may list."""
+    """Return the set of the existing files, compared with the manifest if there is one."""
     if manifest is None:
         return ShardSet([shard(name, None) for name in names], [], None)
     there = set(names)
@@ -141,7 +141,7 @@ def _find_folder(fs: Any, root: str, url: str) -> ShardSet:
 
 
 def _listed_sizes(fs: Any, root: str) -> dict[str, int | None]:
-    """Shard -> bytes, as far as the place tells; empty where it lists nothing (most of http)."""
+    """Return shard -> size in bytes, None if unknown; empty without a listing (most of http)."""
     try:
         entries = fs.ls(root, detail=True)
     except (FileNotFoundError, NotImplementedError):
@@ -157,10 +157,10 @@ def _remote(fs: Any, file: str, root: str) -> Shard:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """What reads the address, and the address as it calls it; of this very process.
+    """Return fsspec's file system for an address, and the path in it; for this process only.
 
     Raises:
-        ValueError: an unknown kind of address, or nothing answers there.
+        ValueError: the kind of address is unknown, or the server does not respond.
         PluginError: a package is needed that reads it.
     """
     from fsspec.core import url_to_fs
@@ -175,10 +175,10 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def naming_remote_errors(url: str) -> Iterator[None]:
-    """Say in one line what could not be read.
+    """Raise ValueError in place of an OSError inside the `with`.
 
     Raises:
-        ValueError: in place of an OSError.
+        ValueError: the address cannot be read; one line.
     """
     try:
         yield
@@ -191,5 +191,5 @@ def _none_at(url: str) -> ValueError:
 
 
 def is_shards(path: Path) -> bool:
-    """Whether a path is read by the data set `tar`, and not by `folder`."""
+    """Return whether a path is to be read by the data set `tar` rather than by `folder`."""
     return ".tar" in path.name or (path.is_dir() and any(path.glob("*.tar*")))

@@ -1,4 +1,4 @@
-"""`tinydiffusion pack --check`: whether shards are whole and as they were packed."""
+"""`tinydiffusion pack --check`: check that shards are complete and as they were packed."""
 
 import hashlib
 from pathlib import Path
@@ -11,19 +11,22 @@ from tinydiffusion.shards.copies import ShardCopies, ShardError
 from tinydiffusion.shards.manifest import FILE
 from tinydiffusion.shards.members import Sample, index_shard, open_shard
 
-CACHE = 20_000_000_000  # bytes, of copies of remote shards
+CACHE = 20_000_000_000  # bytes that copies of remote shards may take
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def check(path: str) -> int:
-    """0 if every shard is whole and as its manifest says, else 1; names what is not.
+    """Check that every shard is complete and agrees with its manifest, and print what is wrong.
 
     Args:
-        path: What the data set `shards` takes.
+        path: As for the data set `shards`.
+
+    Returns:
+        Exit code: 0 if all is right, else 1.
 
     Raises:
-        ValueError: there are no shards, or a broken manifest.
+        ValueError: there are no shards, or the manifest is broken.
     """
     found = find_set(path)
     if found.manifest is None:
@@ -45,7 +48,7 @@ def check(path: str) -> int:
 
 
 def _check_shard(shard: Shard) -> tuple[int, list[Skipped]]:
-    """How many samples there are, and what is wrong."""
+    """Return the number of samples in a shard, and its faults."""
     try:
         opened = (
             ShardCopies(CACHE).open(shard) if shard.is_remote else open_shard(Path(shard.place))

@@ -1,4 +1,4 @@
-"""Copies of remote shards on this machine, in a folder of bounded size that processes share."""
+"""Local copies of remote shards, in a folder of bounded size that processes share."""
 
 import contextlib
 import hashlib
@@ -15,22 +15,22 @@ from tinydiffusion.runtime.errors import DiskError, DiskFullError, RunError
 from tinydiffusion.shards.addresses import Shard, filesystem
 
 HOUR = 3600.0
-WAITS = (1.0, 5.0, 25.0)  # seconds before a copy that failed is tried again
+WAITS = (1.0, 5.0, 25.0)  # seconds before each retry of a failed copy
 LOCKS = 64
 
 
 class ShardError(RunError):
-    """A shard cannot be read now, or is no longer what it was at the start."""
+    """A shard that cannot be read now, or has changed since the start."""
 
 
 class ShardCopies:
-    """Remote shards as files; those read longest ago go when there is no more room.
+    """A folder of local copies of remote shards; the least recently opened are removed for space.
 
-    A shard is copied once, whatever number of processes ask for it; a reader keeps the file that it
-    has open, also where another process makes room.
+    A shard is copied once, however many processes open it; a reader can go on reading an open file
+    after another process has removed it.
 
     Args:
-        bound: Bytes that all copies together may take.
+        bound: Largest size of all copies together, in bytes.
     """
 
     def __init__(self, bound: int) -> None:
@@ -38,19 +38,19 @@ class ShardCopies:
 
     @property
     def folder(self) -> Path:
-        """Where the copies are, see `cache_root`."""
+        """Folder of the copies, inside `cache_root`."""
         return cache_root() / "shards"
 
     def open(self, shard: Shard) -> BufferedReader:
-        """The shard's copy, made if it is not there.
+        """Open the copy of a shard, and make it first if it does not exist.
 
         Raises:
-            ShardError: it cannot be read.
-            DiskError: it cannot be written.
+            ShardError: the shard cannot be read.
+            DiskError: the copy cannot be written.
         """
         name = hashlib.sha256(shard.stamp.encode()).hexdigest()
         copy = self.folder / f"{name}.tar"
-        while True:  # until no other process has removed it in between
+        while True:  # another process may remove the copy before it is opened
             with contextlib.suppress(FileNotFoundError):
                 os.utime(copy)
                 return copy.open("rb")
@@ -77,13 +77,13 @@ class ShardCopies:
         for _, taken, copy in sorted(copies):
             if total + size <= self.bound:
                 return
-            with contextlib.suppress(PermissionError):  # Windows, where it is open
+            with contextlib.suppress(PermissionError):  # on Windows, for an open file
                 copy.unlink(missing_ok=True)
                 total -= taken
 
 
 def _fetch(shard: Shard, copy: Path) -> None:
-    """Copy the shard; what fails for once is tried again."""
+    """Copy a shard; retry after errors that may be temporary."""
     for wait in WAITS:
         try:
             return _fetch_once(shard, copy)
@@ -123,7 +123,9 @@ def _check_digest(place: str, copy: Path, sha256: str) -> None:
 def _alone(lock: Path) -> Iterator[None]:
     """Wait until no other process or thread is inside the `with` of the same file."""
     with lock.open("ab") as file:
-        with contextlib.suppress(OSError):  # a place that knows no locks: then it is copied twice
+        with contextlib.suppress(
+            OSError
+        ):  # a file system without locks: the shard may be copied twice
             _lock(file.fileno())
         yield
 
@@ -131,9 +133,9 @@ def _alone(lock: Path) -> Iterator[None]:
 if sys.platform == "win32":
 
     def _lock(descriptor: int) -> None:
-        """Nothing: here a shard may be copied twice."""
+        """Do nothing: on Windows a shard may be copied twice."""
 else:
     import fcntl
 
     def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the system frees it where the process dies
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the system frees it if the process dies

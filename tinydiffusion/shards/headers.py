@@ -1,7 +1,7 @@
-"""What a tar archive holds, by name and place; archives come from strangers.
+"""Names and places of the members of a tar archive, which may come from an untrusted source.
 
-Of `tarfile` only the parser of one header block is used: its reader takes a cut or damaged archive
-for one that ends there, and reads long names of any length. Nothing is extracted or unpickled.
+Only the parser of one header block is used from `tarfile`: its reader treats a truncated or damaged
+archive as one that ends there, and reads names of any length. Nothing is extracted or unpickled.
 """
 
 import os
@@ -15,13 +15,13 @@ from typing import NamedTuple
 from tinydiffusion.pictures.captions import shown
 
 BLOCK = 512
-MAX_HEADERS = 2_000_000  # of one archive, those of long names included
+MAX_HEADERS = 2_000_000  # headers of one archive, including those of long names
 MAX_EXTENSION = 1 << 16  # bytes of one header that holds a long name
 MAX_NAME = 1000  # characters
-MAX_TAIL = 1 << 20  # bytes of zeros behind the end mark; writers fill up to a multiple of 10,240
+MAX_TAIL = 1 << 20  # bytes of zeros from the end mark on; writers pad to a multiple of 10,240
 
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
-WITHOUT_DATA = (  # whatever size their headers give
+WITHOUT_DATA = (  # whatever size is in their headers
     tarfile.LNKTYPE,
     tarfile.SYMTYPE,
     tarfile.CHRTYPE,
@@ -29,7 +29,7 @@ WITHOUT_DATA = (  # whatever size their headers give
     tarfile.DIRTYPE,
     tarfile.FIFOTYPE,
 )
-PAX, GLOBAL_PAX = (b"x", b"X"), b"g"  # records for the next member, for all members to come
+PAX, GLOBAL_PAX = (b"x", b"X"), b"g"  # records for the next member, for all later members
 GNU_LONG_NAME, GNU_LONG_LINK = b"L", b"K"
 EXTENSIONS = (*PAX, GLOBAL_PAX, GNU_LONG_NAME, GNU_LONG_LINK)
 REFUSED_NAME = re.compile(r"[A-Za-z]:|.*[\x00-\x1f\x7f\\\ud800-\udfff]", re.DOTALL)
@@ -39,33 +39,33 @@ Fields = dict[bytes, bytes]
 
 
 class Member(NamedTuple):
-    """A regular file that lies whole in the archive and has a harmless name."""
+    """A regular file that is complete in the archive and has a harmless name."""
 
     name: str  # relative, with forward slashes
-    offset: int  # of its first byte in the archive
+    offset: int  # place of its first byte in the archive
     size: int
 
 
 class Fault(NamedTuple):
-    """A member that is refused, or what is wrong with the archive from some byte on."""
+    """A refused member, or a fault of the archive from some byte on."""
 
     name: str | None  # None for the archive
     reason: str
 
 
 class BrokenArchiveError(ValueError):
-    """Nothing more can be read of the archive; the message is the reason."""
+    """No more of the archive can be read; the message is the reason."""
 
 
 def list_members(file: BufferedIOBase) -> Iterator[Member | Fault]:
-    """The regular files of an uncompressed tar archive, in its order, and all that is wrong.
+    """Yield the regular files of an uncompressed tar archive, in its order, and all faults.
 
-    Only headers are read. Directories are passed over; links, devices and sparse files are
-    faults, as are names that could lead out of a folder. An archive that is cut, damaged or over
-    the limits ends with a fault without a name, after all that lies whole before that place.
+    Only headers are read. Directories are left out; links, devices and sparse files are faults, as
+    are names that could lead out of a folder. An archive that is truncated, damaged or over the
+    limits ends with a fault without a name, after all members that are complete before that place.
 
     Args:
-        file: The archive, seekable. It may be read elsewhere between two steps.
+        file: The archive, seekable. Its position may be changed between two steps.
     """
     try:
         yield from _walk(file)
@@ -110,7 +110,7 @@ def _read_block(file: BufferedIOBase, position: int) -> bytes:
 
 
 def _check_end(file: BufferedIOBase, position: int, length: int) -> None:
-    """The end mark is two blocks of zeros; what follows is zeros too, and not much of it."""
+    """Check that the archive ends with two blocks of zeros and at most `MAX_TAIL` of zeros."""
     tail = length - position
     if tail < 2 * BLOCK:
         raise _cut(length, "in the end mark")
@@ -127,7 +127,7 @@ def _parse(block: bytes, position: int) -> tarfile.TarInfo:
 
 
 def _name_and_size(header: tarfile.TarInfo, fields: Fields, position: int) -> tuple[str, int]:
-    """What the header says, unless an extension header before it has said otherwise."""
+    """Return name and size of a member; those of an extension header take precedence."""
     name, size = header.name, header.size
     if b"path" in fields:
         name = fields[b"path"].decode("utf-8", "surrogateescape")
@@ -143,7 +143,7 @@ def _name_and_size(header: tarfile.TarInfo, fields: Fields, position: int) -> tu
 
 
 def _data_start(file: BufferedIOBase, block: bytes, position: int) -> int:
-    """Behind the header, and behind the further maps that a sparse member may have."""
+    """Return the offset of the data, after the header and the further maps of a sparse member."""
     is_sparse = block[156:157] == tarfile.GNUTYPE_SPARSE
     more, position = is_sparse and block[482], position + BLOCK
     while more:
@@ -152,7 +152,7 @@ def _data_start(file: BufferedIOBase, block: bytes, position: int) -> int:
 
 
 def _read_extension(file: BufferedIOBase, kind: bytes, start: int, size: int) -> Fields:
-    """What an extension header says about the member or members after it."""
+    """Read the fields that an extension header sets for the member or members after it."""
     if size > MAX_EXTENSION:
         raise _damaged(start, f"an extension header of {size} bytes, at most {MAX_EXTENSION}")
     if kind == GNU_LONG_LINK:
@@ -165,7 +165,7 @@ def _read_extension(file: BufferedIOBase, kind: bytes, start: int, size: int) ->
 
 
 def _pax_records(content: bytes, start: int) -> Iterator[tuple[bytes, bytes]]:
-    """Lines of the form "length key=value", where the length counts the whole line."""
+    """Yield keys and values of lines "length key=value"; the length is that of the whole line."""
     position = 0
     while position < len(content):
         match = PAX_RECORD.match(content, position)
@@ -177,7 +177,7 @@ def _pax_records(content: bytes, start: int) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _refusal(kind: bytes, name: str, fields: Mapping[bytes, bytes]) -> str:
-    """Why the member is not opened; empty for regular files and for directories."""
+    """Return why a member is refused; empty for regular files and directories."""
     if kind == tarfile.GNUTYPE_SPARSE or any(key.startswith(b"GNU.sparse") for key in fields):
         return "refused: a sparse file"
     if kind == tarfile.DIRTYPE:

@@ -1,4 +1,4 @@
-"""Where the samples of one shard lie: read from its headers once, and kept in the cache."""
+"""Index of the samples of one shard: read from its headers once, and cached on disk."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from tinydiffusion.pictures.scan import Skipped
 from tinydiffusion.shards.headers import Member
 from tinydiffusion.shards.members import MAX_PICTURE, Sample, index_shard
 
-SCHEMA = 2  # of the cache; to be raised when the same shard comes to give another index
+SCHEMA = 2  # version of the cache; to be raised when the index of the same shard changes
 
 
 class ShardIndex(NamedTuple):
-    """The samples of one shard that have a picture and a caption, compact."""
+    """A compact index of the samples of one shard that have a picture and a caption."""
 
     shard: str
     keys: list[str]
@@ -24,7 +24,7 @@ class ShardIndex(NamedTuple):
     skipped: list[Skipped]
 
     def sample(self, number: int) -> Sample:
-        """Sample `number` of the shard, as `index_shard` gives it."""
+        """Return sample `number` of the shard, as `index_shard` does."""
         key = self.keys[number]
         start, size, caption_start, caption_size, is_text = self.places[number].tolist()
         caption = Member(key, caption_start, caption_size)
@@ -33,17 +33,17 @@ class ShardIndex(NamedTuple):
         return Sample(f"{self.shard}/{key}", parts)
 
     def digest(self) -> str:
-        """SHA-256 of all names and places: what is known of a shard that was not read in full."""
+        """Return the SHA-256 of all names and places: the pictures themselves are not read."""
         content = json.dumps([self.keys, self.places.tolist()]).encode()
         return hashlib.sha256(content).hexdigest()
 
 
 def cached_index(shard: str, stamp: str) -> ShardIndex | None:
-    """The index of a shard that is in the cache.
+    """Return the index of a shard from the cache, None where it is not there.
 
     Args:
-        shard: Its name.
-        stamp: Where it lies, and what changes with its content.
+        shard: Name of the shard.
+        stamp: Text that depends on the place and content of the shard, see `Shard.stamp`.
     """
     if (entry := read_entry(_key(shard, stamp))) is None:
         return None
@@ -54,7 +54,7 @@ def cached_index(shard: str, stamp: str) -> ShardIndex | None:
 
 
 def read_index(file: BufferedReader, shard: str, stamp: str) -> ShardIndex:
-    """The index of an open shard, which then is in the cache."""
+    """Read the index of an open shard, and write it to the cache."""
     entries = [_checked(entry) for entry in index_shard(file, shard)]
     samples = [entry for entry in entries if isinstance(entry, Sample)]
     index = ShardIndex(
@@ -74,7 +74,7 @@ def _key(shard: str, stamp: str) -> str:
 
 
 def _checked(entry: Sample | Skipped) -> Sample | Skipped:
-    """What the headers alone tell of a sample."""
+    """Return the sample, or why it cannot be used, as far as the headers show."""
     if isinstance(entry, Skipped):
         return entry
     if "picture" not in entry.parts:

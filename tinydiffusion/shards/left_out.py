@@ -1,4 +1,4 @@
-"""Pictures that prove unusable when they are visited: named, counted and left out."""
+"""Pictures that prove unusable when they are visited: they are named, counted and left out."""
 
 import warnings
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from tinydiffusion.pictures.scan import Skipped, check_caption, load_usable
 from tinydiffusion.pictures.views import View
 from tinydiffusion.protocols import Example
 
-MAX_NAMED = 20  # pictures that a process warns of; further ones are counted
+MAX_NAMED = 20  # pictures that a process warns of; further ones are only counted
 
 
 class LeftOut:
     """The pictures that a data set has left out so far, each counted and named once.
 
     Args:
-        skipped: What was left out before; unusable pictures are added.
+        skipped: Pictures left out before; unusable pictures are appended.
     """
 
     def __init__(self, skipped: list[Skipped]) -> None:
@@ -33,15 +33,15 @@ class LeftOut:
         self._unusable: set[str] = set()
 
     def describe(self) -> str:
-        """Say how many pictures were left out for which reason; empty where none was."""
+        """Return the number of pictures left out for each reason; empty where none was."""
         return describe(self.skipped)
 
     @contextmanager
     def noting(self, name: str) -> Iterator[None]:
-        """Note a picture that proves unusable inside the `with`, and name it in the error.
+        """Count a picture that proves unusable inside the `with`, and add its name to the error.
 
         Raises:
-            UnusablePictureError: in place of the one that was raised.
+            UnusablePictureError: in place of the one that was raised, with the name.
         """
         try:
             yield
@@ -64,7 +64,7 @@ class LeftOut:
 def load_example(id_: str, source: Path | bytes, caption: Caption, view: View) -> Example:
     """Read a captioned picture; a window that a visit draws is not yet cut.
 
-    A guess about the range of its values is a warning, the same for all pictures.
+    A guess about the range of its values causes a warning, with the same text for all pictures.
 
     Raises:
         UnusablePictureError: there is no caption, or the picture is smaller or cannot be decoded.

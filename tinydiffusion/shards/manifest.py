@@ -1,4 +1,4 @@
-"""`manifest.json`: what a packed set holds, shard by shard, and how it was made."""
+"""`manifest.json`: the shards of a packed set, and the settings that it was made with."""
 
 import json
 import re
@@ -11,17 +11,17 @@ from tinydiffusion.pictures.scan import Skipped
 
 FILE = "manifest.json"
 FORMAT, VERSION = "tinydiffusion-shards", 1
-MOST = 2**53  # of a number in JSON that every reader takes for the same
+MOST = 2**53  # bound of integers that every JSON reader reads exactly
 FIELDS = {"name": str, "pictures": int, "bytes": int, "sha256": str}
 
 
 class ShardRecord(NamedTuple):
-    """One shard as it was written."""
+    """Name, sizes and hash of a shard as it was written."""
 
     name: str
     pictures: int
     bytes: int
-    sha256: str  # of the file
+    sha256: str  # hash of the file
 
 
 class Manifest(NamedTuple):
@@ -33,7 +33,7 @@ class Manifest(NamedTuple):
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
-    """The file's content: the same for the same manifest."""
+    """Return the content of the manifest's file; it is deterministic."""
     reasons = Counter(item.reason.partition(":")[0] for item in manifest.skipped)
     content = {
         "format": FORMAT,
@@ -50,10 +50,14 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
-    """The manifest that a file holds.
+    """Parse the text of a manifest's file.
+
+    Args:
+        text: Content of the file.
+        where: Name of the file, for messages.
 
     Raises:
-        ValueError: it is none, or of another version; names the file.
+        ValueError: the text is not a manifest, or is of another version; names the file.
     """
     try:
         content = parse_record(text)
@@ -74,7 +78,9 @@ def _record(content: Any) -> ShardRecord:
     ):
         raise ValueError(f"a shard must have {', '.join(FIELDS)}, got {content!r:.200}")
     record = ShardRecord(**content)
-    if not re.fullmatch(r"[\w-][\w.-]*\.tar", record.name):  # a stranger's: no way out of the set
+    if not re.fullmatch(
+        r"[\w-][\w.-]*\.tar", record.name
+    ):  # untrusted: must not lead out of the set
         raise ValueError(f"a shard named {record.name!r:.100}")
     if not (0 <= record.pictures < MOST and 0 <= record.bytes < MOST):
         raise ValueError(f"shard {record.name} has absurd numbers")

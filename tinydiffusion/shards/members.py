@@ -1,4 +1,4 @@
-"""Tar shards in the WebDataset layout: their samples by name and place, and their captions."""
+"""Tar shards in the WebDataset layout: names and places of their samples, and their captions."""
 
 import os
 import re
@@ -38,21 +38,21 @@ Read = Callable[[int, int], bytes]
 
 
 class Sample(NamedTuple):
-    """The members of a shard that share a name but for its suffix, see `_paired`."""
+    """The members of a shard whose names differ in the suffix only, see `_paired`."""
 
     id: str
     parts: dict[str, Member]  # by role: "picture", "text", "json"
 
 
 def find_shards(path: Path) -> tuple[Path, list[Path]]:
-    """List the shards of a path, sorted, after the folder that their ids begin from.
+    """Return the folder that ids are relative to, and the shards of a path, sorted.
 
     Args:
         path: A shard, a folder of them, a pattern such as "shards/*.tar", or a range such as
-            "shards/{00000..00099}.tar", all of which must be there.
+            "shards/{00000..00099}.tar", all of which must exist.
 
     Raises:
-        ValueError: there are none, or some of a range are missing.
+        ValueError: there are no shards, or some of a range are missing.
     """
     wild = [number for number, part in enumerate(path.parts) if set(part) & set(WILDCARDS)]
     if RANGE.search(str(path)) and not path.exists():
@@ -82,7 +82,7 @@ def _of_range(path: Path) -> tuple[Path, list[Path]]:
 
 
 def expand_range(path: str) -> Iterator[str]:
-    """Every path that ranges such as {00000..00099} stand for.
+    """Yield every path that a path with ranges such as {00000..00099} stands for.
 
     Raises:
         ValueError: a range is empty, or has more than `MAX_RANGE` numbers.
@@ -102,7 +102,7 @@ def expand_range(path: str) -> Iterator[str]:
 
 
 def index_shard(file: BufferedIOBase, shard: str) -> list[Sample | Skipped]:
-    """What was left out of a shard, then its samples in the order of their first members."""
+    """Return the skipped members of a shard, then its samples in the order of first members."""
     samples: dict[str, Sample] = {}
     skipped: list[Skipped] = []
     others: list[str] = []
@@ -128,8 +128,8 @@ def index_shard(file: BufferedIOBase, shard: str) -> list[Sample | Skipped]:
 def _paired(samples: dict[str, Sample], shard: str) -> Iterator[Sample | Skipped]:
     """Join x.input.png with x.output.txt, as WebDataset does by the name up to the first dot.
 
-    Only where one picture and one caption begin so, and neither has a partner of its own name:
-    what could be joined in several ways is left out and named.
+    They are joined only if they are the one picture and the one caption with that beginning, and
+    neither has a partner of its own name; if there are several ways to join them, they are skipped.
     """
     pictures, captions = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for key, sample in samples.items():
@@ -152,7 +152,7 @@ def _paired(samples: dict[str, Sample], shard: str) -> Iterator[Sample | Skipped
 
 
 def _first_key(key: str) -> str:
-    """The name up to the first dot of its last part."""
+    """Return the name up to the first dot of its last part."""
     path = PurePosixPath(key)
     return str(path.with_name(path.name.partition(".")[0]))
 
@@ -164,7 +164,7 @@ def _skip(shard: str, fault: Fault) -> Skipped:
 
 
 def _key_and_role(name: str) -> tuple[str, str]:
-    """The name without its suffix and what the member is, empty where it is of no use."""
+    """Return the name of a member without suffix, and its role, which is empty if it has none."""
     path = PurePosixPath(name)
     if any(part.startswith(".") for part in path.parts):
         return "", ""
@@ -173,13 +173,13 @@ def _key_and_role(name: str) -> tuple[str, str]:
 
 
 def open_shard(shard: Path) -> BufferedReader:
-    """The shard's file.
+    """Open a shard's file.
 
     Raises:
-        ValueError: it is missing, compressed, not a file, or cannot be read.
+        ValueError: the shard is missing, compressed, not a file, or cannot be read.
     """
     try:
-        if not shard.is_file():  # to open a pipe would wait for ever
+        if not shard.is_file():  # opening a pipe would block for ever
             raise ValueError(f"no such shard, or not a file: {shard}")
         file = shard.open("rb")
         start = file.read(max(map(len, COMPRESSED)))
@@ -196,11 +196,11 @@ def open_shard(shard: Path) -> BufferedReader:
 
 
 def read_sample(read: Read, sample: Sample, caption_column: str) -> Found | Skipped:
-    """The sample's caption and the bytes of its picture, or why it cannot be used.
+    """Read the caption of a sample and the bytes of its picture, or return why it is unusable.
 
     Args:
-        read: The bytes of the shard from an offset on, so many.
-        sample: Which one.
+        read: Function of offset and length that returns bytes of the shard.
+        sample: The sample to read.
         caption_column: The key that holds the caption in `.json` members.
     """
     if "picture" not in sample.parts:
@@ -215,14 +215,14 @@ def read_sample(read: Read, sample: Sample, caption_column: str) -> Found | Skip
 if sys.platform == "win32":
 
     def read_at(file: BufferedReader, offset: int, size: int) -> bytes:
-        """So many bytes of an open file."""
+        """Read `size` bytes of an open file."""
         file.seek(offset)
         return file.read(size)
 else:
 
     def read_at(file: BufferedReader, offset: int, size: int) -> bytes:
-        """So many bytes of an open file."""
-        # Without a place of its own in the file, which forked processes and threads share.
+        """Read `size` bytes of an open file."""
+        # Without the position of the file, which forked processes and threads share.
         return os.pread(file.fileno(), size, offset)
 
 

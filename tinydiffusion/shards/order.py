@@ -1,8 +1,8 @@
-"""A bounded shuffle: which picture of which shard comes when, as a pure function.
+"""A bounded shuffle: the order of the pictures of shards, as a pure function of a seed.
 
-The shards come in an order drawn anew for every epoch. Their pictures, laid end to end, are cut
-into windows, and each window is shuffled in itself. So a process reads a few shards at a time, and
-yet may begin anywhere in the epoch without reading what came before.
+The order of the shards is drawn anew for every epoch. Their concatenated pictures are cut into
+windows, and each window is shuffled. So a process reads a few shards at a time, and can begin
+anywhere in the epoch without reading what came before.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ class _Epoch(NamedTuple):
 
     order_seed: int
     shards: list[int]
-    ends: list[int]  # how many pictures there are up to the end of each
+    ends: list[int]  # cumulative number of pictures, including each shard
 
 
 class BoundedShuffle:
-    """Every picture of some shards once per epoch, near ones at near times.
+    """An order in which every picture comes once per epoch, and those of a shard close together.
 
-    Holds O(shards + window) numbers, whatever the number of pictures.
+    It takes O(shards + window) memory, whatever the number of pictures.
 
     Args:
-        counts: Pictures of each shard; some may have none.
-        window: Pictures that are shuffled among each other.
+        counts: Number of pictures of each shard; may be 0.
+        window: Number of pictures that are shuffled among each other.
 
     Raises:
         ValueError: `window` is below 1.
@@ -50,14 +50,14 @@ class BoundedShuffle:
         return self._length
 
     def locate(self, order_seed: int, place: int) -> tuple[int, int]:
-        """Shard and number within it of the picture at `place` of an epoch.
+        """Return the shard of the picture at `place` of an epoch, and its number in the shard.
 
         Args:
-            order_seed: Of the epoch's order.
-            place: In [0, len(self)).
+            order_seed: Seed of the epoch's order.
+            place: Place in the epoch, in [0, len(self)).
 
         Raises:
-            IndexError: `place` is outside.
+            IndexError: `place` is out of range.
         """
         if not 0 <= place < self._length:
             raise IndexError(f"place {place} is not in [0, {self._length})")
@@ -81,7 +81,7 @@ class BoundedShuffle:
 
 @lru_cache(maxsize=4)  # a batch may span two windows, or two epochs
 def _permutation(order_seed: int, window: int, length: int) -> Int[Tensor, "N"]:
-    """Numbers in [0, length), shuffled. Shared by callers: do not write."""
+    """Return the shuffled numbers of [0, length). Shared by callers: do not write."""
     digest = hashlib.blake2b(f"{order_seed}/{window}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
     return torch.randperm(length, generator=generator)

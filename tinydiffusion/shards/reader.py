@@ -1,4 +1,4 @@
-"""Bytes of any sample of a set of shards, with a few of them open at a time."""
+"""Reader of any sample of a set of shards, with a few shards open at a time."""
 
 import os
 from functools import lru_cache, partial
@@ -13,23 +13,23 @@ from tinydiffusion.shards.index import ShardIndex, cached_index, read_index
 from tinydiffusion.shards.manifest import ShardRecord
 from tinydiffusion.shards.members import open_shard, read_at, read_sample
 
-MAX_OPEN = 128  # files; a process may have 1024, often 256
-SPARE = 8  # shards whose index is kept beyond those of one window
+MAX_OPEN = 128  # files; the limit of a process is 1024, or often 256
+SPARE = 8  # shards whose index is cached in addition to those of one window
 
 
 class ShardReader:
-    """What lies where in the shards of a set.
+    """A reader of the samples of a set of shards, by shard and number.
 
-    Pickled without what it keeps, for the processes that load.
+    It is pickled without its caches and open files, for the processes that load.
 
     Attributes:
-        counts: Samples of each shard that have a picture and a caption.
-        skipped: What cannot be used, as far as headers and manifest tell.
+        counts: Number of samples of each shard that have a picture and a caption.
+        skipped: Members that cannot be used, as far as headers and manifest show.
 
     Args:
         found: The shards.
-        window: Pictures that are visited in no order, for how many shards to keep at hand.
-        cache_gb: Gigabytes that copies of remote shards may take.
+        window: Number of pictures that are shuffled; determines how many shards are cached.
+        cache_gb: Gigabytes (10⁹ bytes) that copies of remote shards may take.
 
     Raises:
         ValueError: a shard cannot be read or is compressed, or `cache_gb` is too low.
@@ -46,18 +46,18 @@ class ShardReader:
         self._keep(SPARE + touched)
 
     def index(self, number: int) -> ShardIndex:
-        """The index of a shard; its headers are read where it is in no cache.
+        """Return the index of a shard; its headers are read if it is not cached.
 
         Raises:
-            ShardError: it has other samples than its manifest says.
+            ShardError: the shard has another number of samples than its manifest has recorded.
         """
         return self._index(number)
 
     def sample(self, number: int, member: int, caption_column: str) -> Found | Skipped:
-        """Sample `member` of a shard, undecoded, or why it cannot be used.
+        """Read sample `member` of a shard, undecoded, or return why it cannot be used.
 
         Raises:
-            ShardError: the shard cannot be read, or is no longer as it was.
+            ShardError: the shard cannot be read, or has changed.
         """
         return read_sample(
             partial(self._read, number), self._index(number).sample(member), caption_column
@@ -74,7 +74,7 @@ class ShardReader:
         return content
 
     def fingerprints(self) -> dict[str, str]:
-        """Shard -> SHA-256 of the file, or of its index where no manifest has that."""
+        """Return shard -> SHA-256 of the file, or of its index where no manifest has the former."""
         return {
             shard.name: shard.packed.sha256 if shard.packed else self.index(number).digest()
             for number, shard in enumerate(self._shards)
@@ -88,7 +88,7 @@ class ShardReader:
         self._keep(self._kept)
 
     def _keep(self, kept: int) -> None:
-        """Keep the indices of so many shards at hand, and as many of them open as is modest."""
+        """Make caches of the indices of `kept` shards, and of at most `MAX_OPEN` open files."""
         self._kept = kept
         self._index = lru_cache(kept)(self._read_index)
         self._file = lru_cache(min(kept, MAX_OPEN))(self._open)
@@ -132,7 +132,7 @@ class ShardReader:
 
 
 class _Open:
-    """An open file, closed with its last reference: another thread may be reading it."""
+    """An open file that is closed with its last reference: another thread may be reading it."""
 
     def __init__(self, file: BufferedReader) -> None:
         self.file = file

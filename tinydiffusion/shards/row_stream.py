@@ -1,4 +1,4 @@
-"""Windows of rows of a streaming data set, undecoded, in an order drawn anew for every epoch."""
+"""Windows of undecoded rows of a streaming data set, in an order drawn anew for every epoch."""
 
 import os
 import warnings
@@ -12,15 +12,15 @@ from tinydiffusion.pictures.captions import Caption
 from tinydiffusion.pictures.huggingface import caption_of_cell
 from tinydiffusion.runtime.hub import read_errors, reason_of
 
-MAX_PARTS = 256  # to make one costs time in proportion to the files
-ROWS_READ = 100  # at a time
+MAX_PARTS = 256  # making one takes time in proportion to the number of files
+ROWS_READ = 100  # rows read at a time
 
 Position = tuple[int, int | None, int]
-"""The process, the seed of the order and the number of the window."""
+"""Process id, seed of the order and number of the window."""
 
 
 class Row(NamedTuple):
-    """A captioned picture yet to be decoded."""
+    """A captioned picture, not yet decoded."""
 
     id: str
     cell: Any  # bytes and path of the picture
@@ -30,17 +30,17 @@ class Row(NamedTuple):
 class RowStream:
     """The rows of a streaming data set, window by window.
 
-    The source's shards, put together to at most `MAX_PARTS` parts, come in an order that a seed
-    decides, the rows of a part in their own order. Which rows a window holds does not depend on
-    what was read before: a window that is not the next one is reached by reading up to it, from the
-    beginning where it lies behind. Parts whose length is known by then are passed over unread.
+    The source's shards are combined into at most `MAX_PARTS` parts. A seed determines the order of
+    the parts; the rows of a part keep their order. The rows of a window do not depend on what was
+    read before: a window that is not the next one is reached by reading up to it, from the
+    beginning if it is an earlier one. Parts whose length is already known are skipped unread.
 
     Args:
         source: A `datasets.IterableDataset` of two columns, see `two_columns`.
-        name: The data set's name for messages.
-        columns: Which of them holds pictures, and which captions.
-        window: Rows of a window; one is held.
-        num_examples: Rows that are used.
+        name: Name of the data set for messages.
+        columns: Name of the column of pictures, and of that of captions.
+        window: Number of rows of a window; one window is held in memory.
+        num_examples: Number of rows that are used.
     """
 
     def __init__(
@@ -55,24 +55,24 @@ class RowStream:
         self._stream: Iterator[Row] = iter(())
 
     def rows(self, order_seed: int | None, number: int) -> list[Row]:
-        """The rows of one window.
+        """Return the rows of one window.
 
         Args:
-            order_seed: Of the order of the parts; None for that of the source.
-            number: Which window, from 0.
+            order_seed: Seed of the order of the parts; None for the order of the source.
+            number: Index of the window, from 0.
 
         Raises:
             ValueError: the stream is shorter than `num_examples`, or cannot be read.
         """
         position = (os.getpid(), order_seed, number)
         if position != self._position:
-            self._rows = []  # before others are read
+            self._rows = []  # frees memory before others are read
             self._rows = self._read(position)
             self._position = position
         return self._rows
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process starts from: nothing is open there."""
+        """Return the state for another process, without open streams and rows."""
         return {**self.__dict__, "_position": None, "_rows": [], "_stream": iter(())}
 
     def _read(self, position: Position) -> list[Row]:
@@ -80,12 +80,12 @@ class RowStream:
         first = number * self.window
         wanted = min(self.window, self.num_examples - first)
         here = self._position
-        # After a fork the stream is the parent's: it stays open there, and is begun anew here.
+        # After a fork the stream belongs to the parent, and this process begins one of its own.
         if here and here[:2] == (process, order_seed) and here[2] < number:
             skipped = (number - here[2] - 1) * self.window
         else:
             self._stream, skipped = self._stream_from(order_seed, first), 0
-        self._position = None  # until it is known again
+        self._position = None  # unknown while rows are read
         rows = list(islice(self._stream, skipped, skipped + wanted))
         if len(rows) < wanted:
             self._refuse_short()
@@ -114,7 +114,7 @@ class RowStream:
             first = max(0, first - self._lengths[part])
 
     def _part_from(self, part: int, first: int) -> Iterator[Row]:
-        """The rows of a part from one on; its length is known at the end."""
+        """Yield the rows of a part from row `first` on; its length is known at the end."""
         length = 0
         for table in self._tables(part):
             for number, cells in enumerate(table.slice(max(0, first - length)).to_pylist()):
@@ -123,7 +123,7 @@ class RowStream:
         self._lengths[part] = length
 
     def _tables(self, part: int) -> Iterator[Any]:
-        # By `iter` and not `for row in`, which shares the rows out among a loader's workers.
+        # By `iter` and not `for row in`, which divides the rows among a loader's workers.
         shard = self.source.shard(num_shards=self.num_parts, index=part).with_format("arrow")
         try:
             yield from shard.iter(ROWS_READ)

@@ -1,1 +1,1 @@
-"""Captions to tokens, and the states of frozen text encoders on disk."""
+"""Conversion of captions to tokens, and the states of frozen text encoders on disk."""

@@ -1,4 +1,4 @@
-"""Encoding many captions once, shared by processes that may know nothing of each other."""
+"""Encoding of many captions once, divided among processes, also those of independent jobs."""
 
 import errno
 import math
@@ -14,8 +14,11 @@ from tinydiffusion.text.packed_states import StatesFolder, caption_keys
 from tinydiffusion.text.state_cache import CaptionStates
 
 BATCH = 64
-BIN, MAX_BINS = 512, 512  # captions that are computed under one lock, more only of a million
-PART_BYTES = 2**28  # of states that are held before they are written
+BIN, MAX_BINS = (
+    512,
+    512,
+)  # captions computed under one lock (more if there are many), most locks
+PART_BYTES = 2**28  # bytes of states held in memory before they are written
 HOUR = 3600.0
 HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
@@ -30,15 +33,22 @@ def encode_ahead(
     share: tuple[int, int],
     progress: Progress | None,
 ) -> None:
-    """Compute one share of the captions and of "", and store what is not there yet.
+    """Encode one share of the captions and of "", and store the states that are missing.
 
-    Captions are told apart into bins by their hashes, the same for any number of processes, so that
-    what is run in one batch is the same too; a share is some of the bins. Jobs of other launchers
-    that want the same captions take other bins meanwhile. A folder that cannot be written is a
-    warning: `encode` does without it.
+    Captions are divided into bins by their hashes. The bins are the same for any number of
+    processes, and so are the batches; a share is some of the bins. Independent jobs with the same
+    captions work on other bins at the same time. If the folder cannot be written, a warning is
+    given, and `encode` works without it.
+
+    Args:
+        run: Function that computes the states of a batch of captions.
+        store: Folder of the states.
+        captions: All captions, not only those of the share.
+        share: Rank and number of processes.
+        progress: Called with the number of captions that are done, and of all in the share.
 
     Raises:
-        ValueError: the share is none; a state does not fit into the precision that is stored.
+        ValueError: the share is invalid, or a state overflows the stored precision.
     """
     bins = divide(captions, *share)
     total, done = sum(map(len, bins.values())), 0
@@ -50,7 +60,7 @@ def encode_ahead(
             progress(done, total)
 
     try:
-        for wait in (False, True):  # what another job is busy with comes last
+        for wait in (False, True):  # bins that another job is working on come last
             for number in list(bins):
                 if _fill(run, store, number, bins[number], wait, report):
                     del bins[number]
@@ -59,10 +69,10 @@ def encode_ahead(
 
 
 def divide(captions: Iterable[str], rank: int, count: int) -> dict[int, list[str]]:
-    """The bins of one share: number -> captions, each once.
+    """Return the bins of one share: number -> captions, each once.
 
     Raises:
-        ValueError: no such share.
+        ValueError: there is no such share.
     """
     if not 0 <= rank < count:
         raise ValueError(f"share must be (rank, count) with 0 <= rank < count, got {rank, count}")
@@ -76,7 +86,7 @@ def divide(captions: Iterable[str], rank: int, count: int) -> dict[int, list[str
 
 
 def warn_not_kept(reason: str) -> None:
-    """Say that text states are not stored."""
+    """Warn that text states are not stored."""
     warnings.warn(
         f"cannot keep text states {reason}; captions are encoded when training comes to them. "
         "$TINYDIFFUSION_CACHE names another folder",
@@ -92,7 +102,7 @@ def _fill(
     wait: bool,
     report: Callable[[int], None],
 ) -> bool:
-    """Whether the bin is complete now; False where another job is at it."""
+    """Complete a bin and return True, or return False where another job is working on it."""
     if not store.missing(captions):
         report(len(captions))
         return True
@@ -110,7 +120,7 @@ def _fill(
 def _computed(
     run: Run, captions: list[str], report: Callable[[int], None]
 ) -> Iterator[dict[str, CaptionStates]]:
-    """States in portions of about `PART_BYTES`."""
+    """Yield the states of captions in portions of about `PART_BYTES`."""
     held: dict[str, CaptionStates] = {}
     for start in range(0, len(captions), BATCH):
         batch = captions[start : start + BATCH]
@@ -127,9 +137,9 @@ def _nbytes(states: dict[str, CaptionStates]) -> int:
 
 @contextmanager
 def _turn(file: Path, number: int, wait: bool) -> Iterator[bool]:
-    """Inside the `with`, True where no other process of this file system has this number.
+    """Lock a bin's number inside the `with`; yield whether no other process holds it.
 
-    The operating system frees the numbers of a process that dies.
+    The operating system frees the locks of a process that dies.
     """
     with file.open("a") as opened:
         yield _lock(opened, number, wait)
@@ -146,6 +156,8 @@ else:
     def _lock(file: IO[str], number: int, wait: bool) -> bool:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
-        except OSError as error:  # or a file system without locks: work may be done twice
+        except (
+            OSError
+        ) as error:  # other errors: a file system without locks, where work may be done twice
             return error.errno not in HELD
         return True

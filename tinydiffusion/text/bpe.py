@@ -25,23 +25,23 @@ UNITS = BYTES + [byte + END_OF_WORD for byte in BYTES]
 NUM_SPECIAL = 3  # padding, start-of-text, end-of-text
 MAX_CACHED_CAPTIONS = 200_000
 
-# Letters, one digit, or signs; the bound keeps a megabyte without spaces from being one word.
-# Letters never stand beside signs in a word, so no word can spell the end-of-word mark.
+# Letters, one digit, or signs; the bound prevents words of a megabyte in text without spaces.
+# A word never mixes letters and signs, so no word can spell the end-of-word mark.
 WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]{1,64}|\d|(?:[^\w\s]|_){1,64}")
 
 Pair = tuple[str, str]
 
 
 def split_words(text: str) -> list[str]:
-    """Words and runs of signs of the lower-cased, NFC-normalised text."""
+    """Split the lower-cased, NFC-normalised text into words and runs of signs."""
     return WORD.findall(unicodedata.normalize("NFC", text[:MAX_CHARACTERS].lower()))
 
 
 def to_units(word: str) -> list[str]:
-    """The word's UTF-8 bytes as units, the last one with the end-of-word mark.
+    """Return the UTF-8 bytes of a word as units, the last one with the end-of-word mark.
 
-    Bytes are written as the Latin-1 characters of the same number. Lone surrogates keep the
-    bytes that UTF-8 would give them.
+    Bytes are written as the Latin-1 characters of the same number. Lone surrogates are encoded as
+    if UTF-8 allowed them.
     """
     units = list(word.encode("utf-8", "surrogatepass").decode("latin-1"))
     units[-1] += END_OF_WORD
@@ -49,7 +49,7 @@ def to_units(word: str) -> list[str]:
 
 
 def merge_pair(units: Sequence[str], pair: Pair) -> list[str]:
-    """The units with every occurrence of the pair joined, from left to right."""
+    """Join every occurrence of a pair of units, from left to right."""
     merged: list[str] = []
     position = 0
     while position < len(units):
@@ -60,17 +60,17 @@ def merge_pair(units: Sequence[str], pair: Pair) -> list[str]:
 
 
 def learn_merges(captions: Iterable[str], vocab_size: int) -> list[Pair]:
-    """Pairs to join, the most frequent first, until no pair occurs twice.
+    """Learn the pairs to join, the most frequent first, until no pair occurs twice.
 
-    Equal counts are decided by the text of the pair, so that the same captions in any order
-    give the same merges.
+    Ties are broken by the text of the pair, so that the same captions in any order give the same
+    merges.
 
     Args:
         captions: Training captions.
-        vocab_size: At most this many tokens, the 512 units and 3 special tokens included.
+        vocab_size: Largest number of tokens, including the 512 units and 3 special tokens.
 
     Raises:
-        ValueError: vocab_size does not hold the units and special tokens.
+        ValueError: vocab_size is smaller than the number of units and special tokens.
     """
     smallest = len(UNITS) + NUM_SPECIAL
     if vocab_size < smallest:
@@ -85,7 +85,7 @@ def learn_merges(captions: Iterable[str], vocab_size: int) -> list[Pair]:
 
 
 class _PairCounts:
-    """How often each pair of neighbouring units occurs, kept up to date through merges."""
+    """Counts of the pairs of neighbouring units, updated with every merge."""
 
     def __init__(self, word_counts: Counter[str]) -> None:
         self.words = [to_units(word) for word in word_counts]
@@ -103,7 +103,7 @@ class _PairCounts:
             self.where[pair].add(index)
 
     def most_frequent(self) -> Pair | None:
-        """The pair that occurs most often; None where none occurs twice."""
+        """Return the most frequent pair; None where no pair occurs twice."""
         while self.heap:
             negative_count, pair = heapq.heappop(self.heap)
             if -negative_count == self.counts[pair]:  # else the entry is out of date
@@ -111,7 +111,7 @@ class _PairCounts:
         return None
 
     def merge(self, pair: Pair) -> None:
-        """Join the pair in every word that has it."""
+        """Join a pair in every word that contains it."""
         changed: set[Pair] = set()
         for index in self.where.pop(pair):
             before = self.words[index]
@@ -124,12 +124,12 @@ class _PairCounts:
 
 
 class BytePairTokenizer:
-    """Captions to ids: start-of-text, tokens, end-of-text, then padding up to `max_length`."""
+    """A tokenizer to ids: start-of-text, tokens, end-of-text, then padding up to `max_length`."""
 
     def __init__(self, merges: Sequence[Sequence[str]], max_length: int) -> None:
         self.max_length = max_length
         self.ranks = {(first, second): rank for rank, (first, second) in enumerate(merges)}
-        # Two merges may join to the same text; they share an id.
+        # Two merges may give the same text; they share an id.
         self.tokens = list(dict.fromkeys([*UNITS, *map("".join, merges)]))
         self.ids_by_token = {token: index for index, token in enumerate(self.tokens)}
         self.pad_id = len(self.tokens)
@@ -140,14 +140,14 @@ class BytePairTokenizer:
         self._captions: dict[str, tuple[list[int], bool]] = {}
 
     def encode(self, captions: Sequence[str]) -> Tokens:
-        """Ids and mask, shape (B, max_length); cut captions keep their end-of-text."""
+        """Return ids and mask, shape (B, max_length); cut captions keep their end-of-text."""
         encoded = [self.ids(caption) for caption in check_captions(captions)]
         rows = [ids + [self.pad_id] * (self.max_length - len(ids)) for ids, _ in encoded]
         ids = torch.tensor(rows, dtype=torch.long).reshape(len(rows), self.max_length)
         return Tokens(ids, ids != self.pad_id, sum(cut for _, cut in encoded))
 
     def ids(self, caption: str) -> tuple[list[int], bool]:
-        """Ids of one caption without padding, and whether it was cut to fit."""
+        """Return the ids of one caption without padding, and whether it was cut to fit."""
         if caption in self._captions:
             return self._captions[caption]
         ids = [self.start_id]
@@ -162,7 +162,7 @@ class BytePairTokenizer:
         return encoded
 
     def decode(self, ids: Int[Tensor, "L"]) -> str:
-        """The text of the ids, words and signs separated by one space; no special tokens."""
+        """Return the text of ids, words and signs separated by one space; no special tokens."""
         text = "".join(self.tokens[index] for index in ids.tolist() if index < self.pad_id)
         spaced = text.replace(END_OF_WORD, " ").removesuffix(" ")
         return spaced.encode("latin-1").decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Text states of many captions on disk: few files, written whole, read where they are touched."""
+"""Text states of many captions on disk: few files, written atomically and memory-mapped."""
 
 import contextlib
 import hashlib
@@ -22,8 +22,8 @@ from tinydiffusion.text.state_cache import CaptionStates
 PARTS = "[0-9a-f]*.safetensors"
 ENTRY = np.dtype(
     [
-        ("key", "<u8"),  # of the caption's SHA-256, the first 8 bytes
-        ("rest", "<u8"),  # and the next 8
+        ("key", "<u8"),  # first 8 bytes of the caption's SHA-256
+        ("rest", "<u8"),  # next 8 bytes
         ("part", "<i8"),
         ("row", "<i8"),  # in the part's pooled states
         ("start", "<i8"),  # in the part's hidden states
@@ -32,26 +32,26 @@ ENTRY = np.dtype(
     ]
 )
 INDEX, STATES = ("keys", "lengths", "checksums"), ("hidden", "pooled")
-BYTES_PER_CAPTION = 32  # in a part, beside the states: key, length and CRC-32
+BYTES_PER_CAPTION = 32  # in a part, besides the states: key, length and CRC-32
 
 
 class _Part(NamedTuple):
-    """The states of a file, mapped: what is not read takes no memory."""
+    """The states of a file, memory-mapped: those that are not read take no memory."""
 
     path: Path
-    hidden: Float[Tensor, "N D"]  # of all its captions, end to end
+    hidden: Float[Tensor, "N D"]  # states of all its captions, concatenated
     pooled: Float[Tensor, "M P"]
 
 
 class StatesFolder:
-    """Caption -> states in the parts of a folder, to which any process may add parts.
+    """A map from captions to states in a folder of parts, to which any process may add parts.
 
     Parts are safetensors files that are never changed. They take 64 bytes of memory per caption.
-    A damaged part is named in a warning and removed: what it held can be computed again.
+    A damaged part is removed with a warning: its states can be computed again.
 
     Args:
-        folder: Of one encoder with certain weights; need not be there.
-        dtype: What states are stored as, float32 or float16.
+        folder: Folder of one encoder with certain weights; need not exist.
+        dtype: Type of the stored states, float32 or float16.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -63,28 +63,30 @@ class StatesFolder:
         self._keys = self._entries["key"]
 
     def find(self, captions: Iterable[str]) -> dict[str, CaptionStates]:
-        """The states of those captions that are there, as they are stored."""
+        """Return the states of those captions that are stored, in the stored type."""
         unique = list(dict.fromkeys(captions))
         keys = caption_keys(unique)
         places = self._places(keys)
         if (places < 0).any() and self._take_in():
             places = self._places(keys)
         there = [(c, p) for c, p in zip(unique, places.tolist(), strict=True) if p >= 0]
-        entries = self._entries[[place for _, place in there]]  # a damaged part takes some away
+        entries = self._entries[
+            [place for _, place in there]
+        ]  # copied, as a damaged part removes some
         read = {c: self._read(*row.tolist()) for (c, _), row in zip(there, entries, strict=True)}
         return {caption: states for caption, states in read.items() if states is not None}
 
     def missing(self, captions: Sequence[str]) -> list[str]:
-        """Those captions whose states are not there."""
+        """Return the captions whose states are not stored."""
         self._take_in()
         places = self._places(caption_keys(captions))
         return [caption for caption, place in zip(captions, places, strict=True) if place < 0]
 
     def add(self, states: Mapping[str, CaptionStates]) -> None:
-        """Write the states as one part; another process sees it whole or not at all.
+        """Write the states as one part, atomically.
 
         Raises:
-            ValueError: a state does not fit into the precision that is stored.
+            ValueError: a state overflows the stored precision.
             OSError: the part cannot be written.
         """
         lengths = [len(own.hidden) for own in states.values()]
@@ -112,7 +114,7 @@ class StatesFolder:
         return stored
 
     def _places(self, keys: UInt64[np.ndarray, "N 2"]) -> Int[np.ndarray, "N"]:
-        """Where the entries of the keys are; -1 for those that are not there."""
+        """Return the indices of the keys' entries; -1 for keys that are not stored."""
         if not len(self._entries):
             return np.full(len(keys), -1)
         places = np.searchsorted(self._keys, keys[:, 0]).clip(max=len(self._entries) - 1)
@@ -121,7 +123,7 @@ class StatesFolder:
         return np.where(same, places, -1)
 
     def _take_in(self) -> bool:
-        """Open the parts that were added since; whether there were any."""
+        """Open the parts that were added since the last call; return whether there were any."""
         new = sorted(p for p in self.folder.glob(PARTS) if p.name not in self._known)
         opened = [self._open(path) for path in new]
         self._set_entries([self._entries, *(entries for entries in opened if entries is not None)])
@@ -131,7 +133,7 @@ class StatesFolder:
         if len(parts) > 1:
             entries = np.concatenate(parts)
             self._entries = entries[np.argsort(entries["key"], kind="stable")]
-            self._keys = self._entries["key"].copy()  # in one piece: what is searched
+            self._keys = self._entries["key"].copy()  # contiguous, for the search
 
     def _open(self, path: Path) -> np.ndarray | None:
         self._known.add(path.name)
@@ -163,16 +165,16 @@ class StatesFolder:
 
 
 def caption_keys(captions: Sequence[str]) -> UInt64[np.ndarray, "N 2"]:
-    """The first 16 bytes of each caption's SHA-256."""
+    """Return the first 16 bytes of each caption's SHA-256, as two integers."""
     digests = (hashlib.sha256(c.encode("utf-8", "surrogatepass")).digest()[:16] for c in captions)
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
 
 
 def _entries(tensors: Mapping[str, Tensor], number: int) -> np.ndarray:
-    """The index of a part.
+    """Return the index entries of a part.
 
     Raises:
-        ValueError: its tensors do not belong together.
+        ValueError: the sizes of its tensors do not agree.
     """
     keys, lengths = tensors["keys"].numpy().view("<u8"), tensors["lengths"].numpy()
     ends = lengths.cumsum()
@@ -198,5 +200,7 @@ def _remove(path: Path, reason: str) -> None:
         "computed again",
         stacklevel=4,
     )
-    with contextlib.suppress(OSError):  # a folder that cannot be written: it will be named again
+    with contextlib.suppress(
+        OSError
+    ):  # a folder that cannot be written: the warning will be repeated
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Text states of a frozen encoder, remembered per caption in memory."""
+"""Text states of a frozen encoder, cached in memory by caption."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -17,23 +17,23 @@ class CaptionStates(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """What they take in memory."""
+        """Size in memory, in bytes."""
         return self.hidden.nbytes + self.pooled.nbytes
 
 
 class RecentStates:
-    """Caption -> states, up to `MAX_BYTES`; the oldest go first."""
+    """A cache of states by caption, up to `MAX_BYTES`; the oldest are removed first."""
 
     def __init__(self) -> None:
         self._states: dict[str, CaptionStates] = {}
         self._num_bytes = 0
 
     def find(self, captions: Iterable[str]) -> dict[str, CaptionStates]:
-        """The states of those captions that are remembered."""
+        """Return the states of those captions that are cached."""
         return {c: self._states[c] for c in captions if c in self._states}
 
     def add(self, states: Mapping[str, CaptionStates]) -> None:
-        """Remember states that are not remembered yet."""
+        """Add states that are not cached yet."""
         self._states.update(states)
         self._num_bytes += sum(new.nbytes for new in states.values())
         while self._num_bytes > MAX_BYTES:
@@ -41,6 +41,6 @@ class RecentStates:
             self._num_bytes -= oldest.nbytes
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all states."""
         self._states.clear()
         self._num_bytes = 0

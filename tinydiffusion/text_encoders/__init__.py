@@ -1,1 +1,1 @@
-"""Captions to text states; one encoder per file."""
+"""Text encoders, from captions to text states; one per file."""

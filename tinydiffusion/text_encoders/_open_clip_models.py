@@ -1,4 +1,4 @@
-"""What open_clip knows of its models: the shape of a text tower, and its pretrained weights."""
+"""Access to open_clip's models: the architecture of a text tower and its pretrained weights."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tinydiffusion.runtime.hub import hub_advice, read_errors, reason_of
 
 
 def check_architecture(architecture: dict[str, Any]) -> None:
-    """Raise ValueError where a tower reads no CLIP tokens or gives no state for each."""
+    """Raise ValueError unless a tower reads CLIP tokens and returns a state for each of them."""
     text = architecture["text_cfg"]
     for key in ("hf_model_name", "hf_tokenizer_name", "embed_cls"):
         if text.get(key):
@@ -20,10 +20,10 @@ def check_architecture(architecture: dict[str, Any]) -> None:
 
 
 def find_architecture(model: str, tag: str | None) -> dict[str, Any]:
-    """The part of open_clip's model config that shapes the text tower.
+    """Return the part of open_clip's model config that determines the text tower.
 
     Raises:
-        ValueError: no such model, or its folder cannot be read.
+        ValueError: there is no such model, or its folder cannot be read.
     """
     import open_clip
 
@@ -42,17 +42,20 @@ def find_architecture(model: str, tag: str | None) -> dict[str, Any]:
 
 
 def _trained_with_quick_gelu(model: str, tag: str | None) -> bool:
-    """What the tag says of its weights: ViT-B-32's own config has GELU, its openai tag has not."""
+    """Return whether the weights of the tag were trained with QuickGELU.
+
+    The model's own config may differ: that of ViT-B-32 has GELU, its tag openai QuickGELU.
+    """
     import open_clip
 
     return tag is not None and open_clip.get_pretrained_cfg(model, tag).get("quick_gelu", False)
 
 
 def load_tower(model: str, tag: str | None) -> nn.Module:
-    """The text tower with its pretrained weights, as open_clip's own factory makes it.
+    """Load the text tower with its pretrained weights, by open_clip's own factory.
 
     Raises:
-        ValueError: they cannot be had.
+        ValueError: the weights cannot be loaded.
     """
     import open_clip
 

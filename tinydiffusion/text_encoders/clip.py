@@ -24,23 +24,24 @@ class ClipTextEncoder(nn.Module, KnowsWords):
     """Causal transformer over byte pairs; pooled is the final state at end-of-text.
 
     Radford et al. (2021), section 2.4, https://arxiv.org/abs/2103.00020, without the projection
-    into the space shared with pictures. The vocabulary is learned from the captions and lives in
-    `merges`, so that it travels with `config()`.
+    into the space shared with pictures. The vocabulary is learned from the captions and is stored
+    as `merges`, so that `config()` includes it.
 
     Args:
         merges: Byte pairs to join, in order, as `learn_merges` returns them.
-        words: Those of the training captions; None where they were too many to keep.
-        all_words: Whether they are of all training captions, not of some.
+        words: Words of the training captions; None where they were too many to store.
+        all_words: Whether `words` are those of all training captions, not only of some.
         width: Width D of the states, a multiple of `heads`.
         layers: Number of blocks.
-        heads: Attention heads.
-        max_length: Tokens L of every caption, in [3, 77], the two special tokens included.
-        conv_size: Tokens, each one and those before it, that a depthwise convolution joins ahead
-            of the blocks, in [1, 16] and at most `max_length`. 1 is none, as in CLIP; with 4 it
-            takes a third fewer captions until left is told from right (docs/results.md).
+        heads: Number of attention heads.
+        max_length: Number L of tokens of every caption, in [3, 77], including the two special
+            tokens.
+        conv_size: Size in tokens of a causal depthwise convolution before the blocks (a token and
+            those before it), in [1, 16] and at most `max_length`. 1 is none, as in CLIP; with 4,
+            left and right are learned from a third fewer captions (docs/results.md).
 
     Raises:
-        ValueError: an option is outside its range.
+        ValueError: an option is out of its range.
     """
 
     frozen = False
@@ -70,7 +71,8 @@ class ClipTextEncoder(nn.Module, KnowsWords):
         self.conv = _CausalConvolution(width, conv_size) if conv_size > 1 else nn.Identity()
         self.blocks = nn.ModuleList(_Block(width, heads, layers) for _ in range(layers))
         self.final_norm = nn.LayerNorm(width)
-        # of a list: arithmetic on the meta device, where models are tried, imports torch's compiler
+        # From a list: arithmetic on the meta device, where models are tested, imports torch's
+        # compiler.
         places = range(max_length)
         causal = [[-math.inf if other > own else 0.0 for other in places] for own in places]
         self.register_buffer("causal_mask", torch.tensor(causal), persistent=False)
@@ -89,21 +91,21 @@ class ClipTextEncoder(nn.Module, KnowsWords):
         vocab_size: int = 4096,
         conv_size: int = 1,
     ) -> "ClipTextEncoder":
-        """A new encoder whose vocabulary is learned from these captions.
+        """Build a new encoder, with a vocabulary learned from these captions.
 
         Args:
             captions: Training captions.
             width: See the class.
             layers: See the class.
             heads: See the class.
-            max_length: None takes the longest caption, rounded up to a multiple of 4, in
-                [16, 77]. Longer prompts are cut there: positions that no training caption
+            max_length: None uses the length of the longest caption, rounded up to a multiple of 4,
+                in [16, 77]. Longer prompts are cut there: positions that no training caption
                 reaches would keep their random embedding.
-            vocab_size: Most tokens to learn, at least 515; small caption sets need fewer.
+            vocab_size: Largest number of tokens, at least 515; small caption sets need fewer.
             conv_size: See the class.
 
         Raises:
-            ValueError: there are no captions or an option is outside its range.
+            ValueError: there are no captions or an option is out of its range.
         """
         captions = check_captions(captions)
         if not captions:
@@ -123,11 +125,11 @@ class ClipTextEncoder(nn.Module, KnowsWords):
         )
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Ids and mask of shape (B, max_length), and how many captions were cut to fit."""
+        """Return ids and mask of shape (B, max_length), and the number of captions cut to fit."""
         return self.tokenizer.encode(captions)
 
     def forward(self, tokens: Tokens) -> TextStates:
-        """States of every token; those of padding mean nothing and reach no other state."""
+        """Compute the states of every token; those of padding are unused and affect no other."""
         hidden = self.conv(self.token_embedding(tokens.ids) + self.position_embedding)
         for block in self.blocks:
             hidden = block(hidden, self.causal_mask)
@@ -137,7 +139,7 @@ class ClipTextEncoder(nn.Module, KnowsWords):
         return TextStates(hidden, tokens.mask, pooled=hidden[rows, end_of_text])
 
     def encode(self, captions: Sequence[str]) -> TextStates:
-        """Tokenize and run, on the encoder's device."""
+        """Tokenize captions and compute their states, on the encoder's device."""
         ids, mask, num_truncated = self.tokenize(captions)
         device = self.position_embedding.device
         return self(Tokens(ids.to(device), mask.to(device), num_truncated))
@@ -147,13 +149,13 @@ class ClipTextEncoder(nn.Module, KnowsWords):
         return words_of(captions)
 
     def learn_words(self, captions: Iterable[str], *, are_all: bool) -> None:
-        """Add the words of training captions to those that are known."""
+        """Add the words of training captions to `words`, unless they become too many."""
         if self.words is not None:
             self.words = fitting([*self.words, *words_of(captions)])
         self.all_words = are_all
 
     def config(self) -> dict[str, Any]:
-        """Keyword arguments that rebuild the encoder, vocabulary included."""
+        """Return keyword arguments that rebuild the encoder, including the vocabulary."""
         return {
             "merges": [list(pair) for pair in self.merges],
             "words": None if self.words is None else sorted(self.words),
@@ -167,34 +169,35 @@ class ClipTextEncoder(nn.Module, KnowsWords):
 
 
 class _CausalConvolution(nn.Module):
-    """Adds to every token a weighted sum of the few before it, channel by channel.
+    """A layer that adds to every token a weighted sum of the few before it, channel by channel.
 
-    The Canon layer of Allen-Zhu (2025), section 2, https://arxiv.org/abs/2512.17351, once and ahead
-    of the first norm: what stands beside what need not be found by attention, by way of positions.
+    The Canon layer of Allen-Zhu (2025), section 2, https://arxiv.org/abs/2512.17351, used once,
+    before the first norm: attention then need not find neighbouring tokens by their positions.
     """
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(size - 1, width))  # row 0: of the token just before
+        self.weight = nn.Parameter(torch.empty(size - 1, width))  # row 0: for the previous token
         nn.init.normal_(self.weight, std=(size - 1) ** -0.5)
 
     def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        # Not conv1d: depthwise, it takes half as long again on a CPU.
+        # Not conv1d: if depthwise, it takes 1.5 times as long on a CPU.
         pad = nn.functional.pad
         before = (w * pad(x, (0, 0, i, -i)) for i, w in enumerate(self.weight, start=1))
         return sum(before, start=x)
 
 
 class _Block(nn.Module):
-    """Pre-norm self-attention and a four times wider GELU layer."""
+    """A transformer block: pre-norm self-attention and an MLP with a GELU layer 4 times as wide."""
 
     def __init__(self, width: int, heads: int, layers: int) -> None:
         super().__init__()
         self.heads = heads
-        # CLIP's deviations: what is added to the stream shrinks with the number of layers.
+        # CLIP's standard deviations: residual branches shrink with the number of layers.
         residual_std = (2 * layers * width) ** -0.5
         self.attention_norm = nn.LayerNorm(width)
-        # Without CLIP's bias: that of the keys changes nothing, and Adam blows up its rounding.
+        # Without CLIP's bias: that of the keys has no effect, and Adam amplifies its rounding
+        # errors.
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         nn.init.normal_(self.qkv.weight, std=width**-0.5)
         self.attention_out = _linear(width, width, std=residual_std)

@@ -25,22 +25,22 @@ from tinydiffusion.text_encoders._open_clip_models import (
 )
 
 CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16}
-SAMPLED = 1000  # captions, for an estimate
-# open_clip builds a text tower only beside one for pictures; this is the least there is.
+SAMPLED = 1000  # captions that an estimate is made from
+# open_clip builds a text tower only together with one for pictures; this is the smallest.
 NO_VISION: Any = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
 
 
 class OpenClipTextEncoder(nn.Module, EncodingAhead):
-    """Frozen CLIP text tower: states after the final LayerNorm, pooled as `encode_text` has it.
+    """Frozen CLIP text tower: states after the final LayerNorm, pooled as in `encode_text`.
 
     Radford et al. (2021), section 2.4, https://arxiv.org/abs/2103.00020; Ilharco et al. (2021),
-    https://github.com/mlfoundations/open_clip. Pooled is projected and not normalised. It runs in
-    the precision of its weights even under autocast, and `encode` remembers the states of each
-    caption, up to 1 GiB in memory. Those of `encode_ahead` are kept on disk, for any later run with
-    the same weights; nothing else is.
+    https://github.com/mlfoundations/open_clip. The pooled state is projected and not normalised.
+    The tower runs in the precision of its weights even under autocast, and `encode` caches the
+    states of each caption, up to 1 GiB in memory. Only those of `encode_ahead` are stored on disk,
+    for any later run with the same weights.
 
-    `from_captions` loads a pretrained tower; the constructor rebuilds one whose weights come from
-    a state dict.
+    `from_captions` loads a pretrained tower; the constructor builds one whose weights are to be
+    loaded from a state dict.
 
     Args:
         architecture: `embed_dim`, `text_cfg` and `quick_gelu` as in open_clip's model configs.
@@ -50,7 +50,7 @@ class OpenClipTextEncoder(nn.Module, EncodingAhead):
             them by up to 2^-11 of their value, as half-precision inference does at every layer.
 
     Raises:
-        ValueError: the architecture gives no states per CLIP token, or no such dtype.
+        ValueError: the architecture returns no state per CLIP token, or there is no such dtype.
     """
 
     frozen = True
@@ -100,7 +100,7 @@ class OpenClipTextEncoder(nn.Module, EncodingAhead):
         cache_dir: str | Path | None = None,
         cache_dtype: str = "float32",
     ) -> "OpenClipTextEncoder":
-        """A pretrained encoder; the captions are not used.
+        """Load a pretrained encoder; the captions are not used.
 
         Args:
             captions: Not used: the vocabulary is CLIP's.
@@ -112,7 +112,7 @@ class OpenClipTextEncoder(nn.Module, EncodingAhead):
             cache_dtype: See the class.
 
         Raises:
-            ValueError: the model or its weights cannot be had, or it gives no token states.
+            ValueError: the model or its weights cannot be loaded, or it returns no token states.
         """
         del captions
         has_own_weights = model.startswith(("local-dir:", "hf-hub:"))
@@ -125,12 +125,12 @@ class OpenClipTextEncoder(nn.Module, EncodingAhead):
         return encoder
 
     def train(self, mode: bool = True) -> "OpenClipTextEncoder":
-        """The encoder itself, which stays in evaluation mode."""
+        """Return the encoder itself, which stays in evaluation mode."""
         del mode
         return super().train(False)
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """CLIP's ids, padded with 0; cut captions keep their end-of-text."""
+        """Return CLIP's ids, padded with 0, and mask; cut captions keep their end-of-text."""
         encoded = [self._ids(caption) for caption in check_captions(captions)]
         ids = torch.zeros(len(encoded), self.max_length, dtype=torch.long)
         mask = torch.zeros(len(encoded), self.max_length, dtype=torch.bool)
@@ -141,14 +141,14 @@ class OpenClipTextEncoder(nn.Module, EncodingAhead):
 
     @torch.no_grad()
     def forward(self, tokens: Tokens) -> TextStates:
-        """States of every token, 0 on padding, without a gradient."""
+        """Compute the states of every token, 0 for padding, without gradients."""
         with torch.autocast(tokens.ids.device.type, enabled=False):
             pooled, hidden = self.tower(tokens.ids)
         padding = ~tokens.mask.unsqueeze(-1)
         return TextStates(hidden.masked_fill(padding, 0), tokens.mask, pooled)
 
     def encode(self, captions: Sequence[str]) -> TextStates:
-        """States on the encoder's device; each caption is run once and remembered."""
+        """Return states on the encoder's device; those of each caption are computed once."""
         captions = _cut(captions)
         states = self._recent.find(captions)
         if self._ahead and len(states) < len(captions):
@@ -166,17 +166,17 @@ class OpenClipTextEncoder(nn.Module, EncodingAhead):
         share: tuple[int, int] = (0, 1),
         progress: Progress | None = None,
     ) -> None:
-        """Compute this process's share of the states that are not there yet, "" included.
+        """Compute and store this process's share of the missing states, including that of "".
 
-        A folder that cannot be written is a warning.
+        A warning is given if the folder cannot be written.
 
         Args:
             captions: All captions, the same for every share; repeats cost nothing.
-            share: This process and the number of processes, as (rank, count).
-            progress: Called with the captions of the share that are done, and with their number.
+            share: Rank and number of processes, as (rank, count).
+            progress: Called with the number of captions that are done, and of all in the share.
 
         Raises:
-            ValueError: no such share, or a state that does not fit `cache_dtype`.
+            ValueError: there is no such share, or a state overflows `cache_dtype`.
         """
         captions = _cut(captions)
         try:
@@ -189,7 +189,7 @@ class OpenClipTextEncoder(nn.Module, EncodingAhead):
         encode_ahead(self._run, self._ahead, captions, share, progress)
 
     def bytes_for(self, captions: Iterable[str]) -> int:
-        """Bytes on disk that the states of these captions take, told from 1,000 of them."""
+        """Estimate the bytes on disk that the states of captions take, from about 1,000 of them."""
         unique = list(dict.fromkeys(["", *_cut(captions)]))
         sample = unique[:: math.ceil(len(unique) / SAMPLED)]
         num_tokens = sum(len(self._ids(caption)[0]) for caption in sample) / len(sample)
@@ -198,14 +198,14 @@ class OpenClipTextEncoder(nn.Module, EncodingAhead):
         return math.ceil(len(unique) * per_caption)
 
     def config(self) -> dict[str, Any]:
-        """Keyword arguments that rebuild the encoder without its folder or the network."""
+        """Return keyword arguments that rebuild the encoder without its folder or the network."""
         return {"architecture": self.architecture}
 
     def _ids(self, caption: str) -> tuple[list[int], bool]:
-        """Ids of one caption without padding, and whether it was cut to fit."""
+        """Return the ids of one caption without padding, and whether it was cut to fit."""
         start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
         ids = self.tokenizer.encode(caption[:MAX_CHARACTERS])
-        # Only a caption that spells a special token gives its id here: put the spelling back.
+        # A special token's id occurs here only if the caption spells it: restore the spelling.
         ids = [i for id_ in ids for i in self._spelling.get(id_, (id_,))]
         kept = ids[: self.max_length - 2]
         return [start, *kept, end], len(kept) < len(ids) or len(caption) > MAX_CHARACTERS
@@ -218,7 +218,7 @@ class OpenClipTextEncoder(nn.Module, EncodingAhead):
         }
 
     def _fingerprint(self) -> str:
-        """What tells encoders apart: SHA-256 of the architecture and the weights, shortened."""
+        """Return a name of the encoder with the shortened SHA-256 of architecture and weights."""
         digest = hashlib.sha256(json.dumps(self.architecture, sort_keys=True).encode())
         for name, tensor in sorted(self.tower.state_dict().items()):
             digest.update(name.encode())
@@ -241,7 +241,7 @@ class OpenClipTextEncoder(nn.Module, EncodingAhead):
         weight = next(self.parameters())
         lengths = torch.tensor([len(own.hidden) for own in states], dtype=torch.long)
         mask = torch.arange(self.max_length) < lengths.unsqueeze(1)
-        # Only what is there travels to the device: padding is most of it.
+        # Only actual states are copied to the device: most of the tensor is padding.
         places = mask.flatten().nonzero().squeeze(1).to(weight.device)
         none = torch.zeros(0, self.hidden_size), torch.zeros(0, self.pooled_size)
         flat = torch.cat([none[0], *(own.hidden for own in states)]).to(weight)
@@ -255,7 +255,7 @@ def _cut(captions: Iterable[str]) -> list[str]:
 
 
 def _forget(encoder: nn.Module, incompatible_keys: Any) -> None:
-    """Drop what the old weights said; runs after every `load_state_dict`."""
+    """Drop the states of the old weights; runs after every `load_state_dict`."""
     del incompatible_keys
     assert isinstance(encoder, OpenClipTextEncoder)
     encoder._recent.clear()
