@@ -2,8 +2,8 @@
 
 A path that cannot be written is refused at once. A folder has a hidden file with the command that
 made it; a file is recognised by a stamp that all files of its kind contain. The command that made
-them continues or replaces them, another command requires `--overwrite`, and a folder with files
-that tinydiffusion did not make is never written to.
+them continues or replaces them, another command requires `--overwrite`, and a folder of files that
+tinydiffusion did not make is never written to.
 """
 
 import argparse

@@ -80,8 +80,8 @@ class Prompt:
         """Return the prompt with the colours of its two objects exchanged, the text unchanged.
 
         Returns:
-            The prompt, to be used for its `meaning()`; None unless there are exactly two entries,
-            of different shapes and colours.
+            The prompt, to be used for its `meaning()`; None unless there are exactly two entries
+            with colours, and the exchange changes the meaning.
         """
         if len(self.include) != 2 or None in (colours := [i.colour for i in self.include]):
             return None
