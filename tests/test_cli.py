@@ -10,7 +10,7 @@ import pytest
 
 from tinydiffusion import __version__, registry
 from tinydiffusion.cli.main import COMMANDS, main
-from tinydiffusion.runtime.errors import DiskFullError, NonFiniteError
+from tinydiffusion.runtime.errors import DiskFullError, NonFiniteError, exit_code_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -197,3 +197,15 @@ def test_plugins_are_listed_with_their_origin(capsys):
         [kind, name] for kind in registry.KINDS for name in registry.names(kind)
     ]
     assert ["sampler", "ddpm", "built-in"] in lines
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("wrong"), 2), (NonFiniteError("NaN"), 4), (OSError("gone"), 3),
+        (TypeError("a bug"), 1), (KeyboardInterrupt(), 130),
+    ],
+)  # fmt: skip
+def test_other_processes_end_with_the_code_of_the_error(error, code):
+    """A bug in one process is no mistake of the user in the others."""
+    assert exit_code_of(error) == code

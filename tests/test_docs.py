@@ -25,7 +25,7 @@ from tinydiffusion.pictures.metadata import METADATA_NAMES
 from tinydiffusion.run import sanity
 from tinydiffusion.run.identity import MAY_CHANGE
 from tinydiffusion.run.train import EXIT_CODES
-from tinydiffusion.runtime.errors import RunError
+from tinydiffusion.runtime.errors import USER_MISTAKE, RunError
 from tinydiffusion.sampling.folder import save_samples
 from tinydiffusion.survey import survey
 
@@ -215,8 +215,8 @@ def test_exit_codes_are_those_of_the_code():
     table = page_text("model-folder").partition("## Exit codes")[2]
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
     ends = {error.exit_code for error in RunError.__subclasses__()}
-    assert listed == {1, main.USER_MISTAKE, *ends, *EXIT_CODES.values()}
-    assert main.main(["train", "--config", "nowhere.yaml"]) == main.USER_MISTAKE
+    assert listed == {1, USER_MISTAKE, *ends, *EXIT_CODES.values()}
+    assert main.main(["train", "--config", "nowhere.yaml"]) == USER_MISTAKE
 
 
 # ---- the examples of plugins.md keep their contracts -----------------------------------------

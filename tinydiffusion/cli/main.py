@@ -27,7 +27,7 @@ from tinydiffusion.cli import (
     train,
 )
 from tinydiffusion.cli.arguments import add_overwrite
-from tinydiffusion.runtime.errors import DiskError, RunError, UsageError
+from tinydiffusion.runtime.errors import DiskError, RunError, UsageError, exit_code_of
 from tinydiffusion.runtime.processes import StoppedTogether
 from tinydiffusion.runtime.streams import flush, lasting_streams
 
@@ -35,8 +35,6 @@ SHARED = ("train", "sample", "evaluate")
 """Commands whose work the processes of a launcher share."""
 GRACE = 2.0
 """Seconds: a launcher ends all processes once one has ended, so the one that speaks ends first."""
-USER_MISTAKE = 2
-"""Exit code; `errors` has others. A run stopped by SIGINT ends with 130, by SIGTERM with 143."""
 
 
 class Command(Protocol):
@@ -107,15 +105,9 @@ def _code_of(arguments: list[str]) -> int:
             time.sleep(GRACE)
         else:
             print(f"{_who()}error: {_in_one_line(error)}", file=sys.stderr)  # noqa: T201
-        return _exit_code(error)
+        return exit_code_of(error)
     except KeyboardInterrupt:
         return 130
-
-
-def _exit_code(error: Exception) -> int:
-    if isinstance(error, OSError):
-        return DiskError.exit_code
-    return error.exit_code if isinstance(error, RunError) else USER_MISTAKE
 
 
 def _in_one_line(error: Exception) -> str:

@@ -59,3 +59,18 @@ class SettingWarning(Warning):
 
 class UsageError(ValueError):
     """Arguments that the command does not accept."""
+
+
+USER_MISTAKE = 2
+"""Exit code for a mistake of the user. A run stopped by SIGINT ends with 130, by SIGTERM 143."""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code that an error ends the program with: 1 for a bug."""
+    if isinstance(error, RunError):
+        return error.exit_code
+    if isinstance(error, OSError):
+        return DiskError.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return USER_MISTAKE if isinstance(error, ValueError) else 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tinydiffusion.runtime.errors import LostProcessError, RunError
+from tinydiffusion.runtime.errors import LostProcessError, RunError, exit_code_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,7 +95,7 @@ class Processes:
             try:
                 outcome = (work(), None)
             except BaseException as error:
-                self.agree((None, (str(error), getattr(error, "exit_code", 2))))
+                self.agree((None, (str(error), exit_code_of(error))))
                 raise
         result, stop = self.agree(outcome)
         if stop is not None:
@@ -142,7 +142,7 @@ class Processes:
         try:
             yield
         except Exception as error:
-            stop = (str(error), getattr(error, "exit_code", 2))
+            stop = (str(error), exit_code_of(error))
             self._stop_at_first(stop)
             if isinstance(error, ValueError) and not self.is_main:
                 raise StoppedFirst(*stop) from error
