@@ -143,9 +143,7 @@ def _free_what_is_read(builder: Any) -> None:
     """Make the reader free a Parquet file's bytes once they are decoded, not at its end."""
     from pyarrow.dataset import ParquetFragmentScanOptions
 
-    if (
-        builder.info.builder_name == "parquet"
-    ):  # measured for a file of 300 MB: 57 MB instead of 310
+    if builder.info.builder_name == "parquet":  # 57 MB instead of 310 for a file of 300 MB
         builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
 
 

@@ -65,9 +65,8 @@ def relation(first: Object, second: Object) -> str | None:
 def connected_components(mask: Mask) -> list[Mask]:
     """Split a mask into its connected parts (4 neighbours)."""
     width = mask.shape[1] + 2
-    todo = set(
-        np.flatnonzero(np.pad(mask, 1)).tolist()
-    )  # padded, so that the ends of rows are not neighbours
+    # Padded, so that the ends of rows are not neighbours.
+    todo = set(np.flatnonzero(np.pad(mask, 1)).tolist())
     parts = []
     while todo:
         stack = [todo.pop()]

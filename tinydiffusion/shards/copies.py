@@ -123,9 +123,7 @@ def _check_digest(place: str, copy: Path, sha256: str) -> None:
 def _alone(lock: Path) -> Iterator[None]:
     """Wait until no other process or thread is inside the `with` of the same file."""
     with lock.open("ab") as file:
-        with contextlib.suppress(
-            OSError
-        ):  # a file system without locks: the shard may be copied twice
+        with contextlib.suppress(OSError):  # without locks, the shard may be copied twice
             _lock(file.fileno())
         yield
 

@@ -14,10 +14,7 @@ from tinydiffusion.text.packed_states import StatesFolder, caption_keys
 from tinydiffusion.text.state_cache import CaptionStates
 
 BATCH = 64
-BIN, MAX_BINS = (
-    512,
-    512,
-)  # captions computed under one lock (more if there are many), most locks
+BIN, MAX_BINS = 512, 512  # captions under one lock (more if there are many), most locks
 PART_BYTES = 2**28  # bytes of states held in memory before they are written
 HOUR = 3600.0
 HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
@@ -158,6 +155,6 @@ else:
             fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
         except (
             OSError
-        ) as error:  # other errors: a file system without locks, where work may be done twice
+        ) as error:  # others: a file system without locks, where work may be done twice
             return error.errno not in HELD
         return True

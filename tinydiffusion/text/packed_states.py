@@ -70,9 +70,7 @@ class StatesFolder:
         if (places < 0).any() and self._take_in():
             places = self._places(keys)
         there = [(c, p) for c, p in zip(unique, places.tolist(), strict=True) if p >= 0]
-        entries = self._entries[
-            [place for _, place in there]
-        ]  # copied, as a damaged part removes some
+        entries = self._entries[[p for _, p in there]]  # copied, as a damaged part removes some
         read = {c: self._read(*row.tolist()) for (c, _), row in zip(there, entries, strict=True)}
         return {caption: states for caption, states in read.items() if states is not None}
 
@@ -200,7 +198,5 @@ def _remove(path: Path, reason: str) -> None:
         "computed again",
         stacklevel=4,
     )
-    with contextlib.suppress(
-        OSError
-    ):  # a folder that cannot be written: the warning will be repeated
+    with contextlib.suppress(OSError):  # not writable: the warning will be repeated
         path.unlink(missing_ok=True)
