@@ -78,9 +78,8 @@ def _record(content: Any) -> ShardRecord:
     ):
         raise ValueError(f"a shard must have {', '.join(FIELDS)}, got {content!r:.200}")
     record = ShardRecord(**content)
-    if not re.fullmatch(
-        r"[\w-][\w.-]*\.tar", record.name
-    ):  # untrusted: must not lead out of the set
+    # Untrusted: the name must not lead out of the set.
+    if not re.fullmatch(r"[\w-][\w.-]*\.tar", record.name):
         raise ValueError(f"a shard named {record.name!r:.100}")
     if not (0 <= record.pictures < MOST and 0 <= record.bytes < MOST):
         raise ValueError(f"shard {record.name} has absurd numbers")

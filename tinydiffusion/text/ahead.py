@@ -153,8 +153,7 @@ else:
     def _lock(file: IO[str], number: int, wait: bool) -> bool:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
-        except (
-            OSError
-        ) as error:  # others: a file system without locks, where work may be done twice
+        except OSError as error:
+            # Other errors: a file system without locks, where work may be done twice.
             return error.errno not in HELD
         return True
