@@ -1,4 +1,4 @@
-"""The loss on held-out pictures, on the way of a run."""
+"""The loss on held-out pictures, during a run."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class ValidationLoss:
     def __call__(
         self, pictures_seen: int, run_dir: Path, modules: nn.Module
     ) -> dict[str, float | str]:
-        """Means over the pictures: of the loss, and of what else the objective reports."""
+        """Compute means over the pictures, of the loss and of what else the objective reports."""
         totals: dict[str, float] = {}
         for batch in self.batches:
             image = batch["image"].to(self.device)
