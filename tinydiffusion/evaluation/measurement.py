@@ -33,7 +33,7 @@ class Measurement:
         self.failures: dict[str, Failure] = {}
         self.done: dict[str, int] = dict.fromkeys(
             SOURCES, 0
-        )  # pictures looked at, the unreadable included
+        )  # pictures measured, the unreadable included
         self.given: dict[str, set[str]] = {source: set() for source in SOURCES}
         self.facts: dict[str, dict[str, Any]] = {}  # evaluator -> further provenance
         self.beat: Callable[[], None] = _nothing  # called after every step of progress
@@ -132,7 +132,7 @@ class Measurement:
         """Note an error of an evaluator inside the `with`: it costs its own numbers only."""
         try:
             yield
-        except Exception as error:  # anything: whoever wrote the plug-in decides what it raises
+        except Exception as error:  # anything: a plug-in may raise any exception
             self.fail(name, "error", _described(error))
 
 

@@ -104,7 +104,7 @@ def open_target(
 
 
 def _check_column(request: Request, target: Target) -> None:
-    """Raise ConfigError where no folder has the caption column that is asked for."""
+    """Raise ConfigError where no folder has the requested caption column."""
     folders = [each for each in target.sources() if isinstance(each, FolderPictures)]
     column, there = request.caption_column, [name for each in folders for name in each.columns]
     if column is not None and column not in there:

@@ -53,7 +53,7 @@ def run_session(
         measurement: Receives the pictures.
         sources: The pictures, one entry per source.
         context: See `StateFile`.
-        shard: Which pictures are looked at.
+        shard: The part of the pictures to measure.
         saving: Where to save the state; an existing file is continued.
         batch_size: Pictures read together; alters no number.
         console: For the progress bar.

@@ -53,7 +53,7 @@ class Pictures(Protocol):
         ...
 
     def remarks(self) -> list[str]:
-        """List the remarks on the pictures that belong beside every number."""
+        """List the remarks on the pictures, which are warnings for every number."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Scene accuracy: does the picture show what the prompt asks for, by the exact judge?"""
+"""Scene accuracy: does the picture meet the conditions of the prompt, by the exact judge?"""
 
 import hashlib
 import json

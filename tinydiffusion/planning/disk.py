@@ -20,7 +20,7 @@ from tinydiffusion.sampling.grids import SampleGrid
 from tinydiffusion.training.checkpoints.folder import Checkpoint, CheckpointFolder
 from tinydiffusion.training.trainer import Trainer
 
-TENSOR_HEADER = 75  # bytes of a safetensors header per tensor, beside its name
+TENSOR_HEADER = 75  # bytes of a safetensors header per tensor, besides its name
 STATE = 2000  # bytes of a checkpoint's counters and manifest
 LOG_ROW = 400  # bytes of metrics.jsonl
 PIXEL = 5  # bytes of a grid per pixel before it is enlarged, measured on noise
