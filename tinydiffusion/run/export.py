@@ -62,9 +62,7 @@ def export(source: Path, folder: Path, *, overwrite: bool = False) -> int:
         raise ConfigError(f"{folder} holds a model; name another folder, or --overwrite")
     check_replaceable(folder)
     path, checkpoint = _open(source)
-    with FolderLock(
-        folder.resolve().parent
-    ):  # the run's lock, if the run saves its model there too
+    with FolderLock(folder.resolve().parent):  # the run's lock, if the run saves its model there
         save_model(folder, _model(path, checkpoint))
     seen = checkpoint.state["pictures_seen"]
     instead = ", in place of the model that was there" if replaced else ""
