@@ -1,7 +1,7 @@
-"""Check what Python callers pass to a pipeline, and bring it into one form.
+"""Check the arguments that Python callers pass to a pipeline, and convert them to one form.
 
-Callers of diffusers pass one text or a list, None, numpy's numbers, one generator or several. What
-is of another kind is refused with a ValueError that says what is allowed.
+Callers of diffusers pass one text or a list, None, numpy's numbers, one generator or several. For
+other kinds a ValueError names what is allowed.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def as_negative_prompts(value: Any, count: int) -> list[str]:
 
 
 def as_int(name: str, value: Any) -> int:
-    """Return a whole number, of numpy or torch too, as Python's."""
+    """Return a whole number, also numpy's or torch's, as Python's int."""
     is_truth = isinstance(value, bool) or getattr(value, "dtype", None) in (bool, torch.bool)
     try:
         if is_truth:
@@ -64,10 +64,10 @@ def as_int(name: str, value: Any) -> int:
 def as_seeds(seed: Any, generator: Any, count: int) -> Sequence[int]:
     """Return the seeds of `count` pictures: seed + i, or the next numbers of the generators.
 
-    Drawing advances a generator, so that its next call makes other pictures.
+    Drawing a seed advances the generator, so that the next call makes other pictures.
 
     Args:
-        seed: Of picture 0; not 0 together with a generator.
+        seed: Seed of picture 0; must be 0 if a generator is given.
         generator: None, a `torch.Generator` for all, or a list of one per picture.
         count: Number of pictures, at least 1.
 
@@ -109,7 +109,7 @@ def as_sampling(value: Any) -> SamplingConfig:
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy as Python's; anything else as it is."""
+    """Convert a number of numpy to Python's; return anything else as it is."""
     if isinstance(value, bool | int | float):
         return value
     if isinstance(value, numbers.Integral):

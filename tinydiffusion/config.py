@@ -178,16 +178,16 @@ KEYS = [
         + [f"{f.name}.name" for _ in range(f.name in (*PLUGIN_SECTIONS, "validation"))]
     )
 ]
-"""Every section and key that is typed here; plug-ins add their options."""
+"""Every section and key with a type in this file; plug-ins add their options."""
 
 
 def to_dict(config: Config | SamplingConfig) -> dict[str, Any]:
-    """The config, or this section, as nested dicts and lists, ready for YAML or JSON."""
+    """Convert a config, or its sampling section, to nested dicts and lists for YAML or JSON."""
     return _plain(dataclasses.asdict(config))
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The config of nested dicts, such as `to_dict` returns; what is not given has its default.
+    """Make a config from nested dicts, as `to_dict` returns them; missing keys have defaults.
 
     Raises:
         ConfigError: an unknown key or a wrong type.
@@ -202,7 +202,7 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The config of a YAML file, with overrides such as `["--training.batch_size", "32"]`.
+    """Read the config of a YAML file, with overrides such as `["--training.batch_size", "32"]`.
 
     Raises:
         ConfigError: a missing file, YAML that cannot be read, an unknown key or a wrong type; one
@@ -221,20 +221,20 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
 
 
 def save(config: Config, file: Path) -> None:
-    """Write the config as YAML; a reader sees the whole file or the one before."""
+    """Write the config to a YAML file; a reader sees the whole file or the one before."""
     replace_file(file, to_yaml(config))
 
 
 def to_yaml(config: Config) -> bytes:
-    """Write the config as the text of a YAML file, every default included."""
+    """Format the config as the text of a YAML file, every default included."""
     return strict_yaml.write(to_dict(config)).encode()
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, Any]:
-    """Keys and values of `["--training.batch_size", "32", "--seed=1"]`, values being YAML.
+    """Read keys and YAML values of flags such as `["--training.batch_size", "32", "--seed=1"]`.
 
     Raises:
-        ConfigError: an argument that is no flag, a flag without a value or with broken YAML.
+        ConfigError: an argument is no flag, or a flag has no value or broken YAML.
     """
     flags = {}
     words = iter(arguments)
@@ -250,7 +250,7 @@ def read_flags(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def unknown_key(key: str, known: Sequence[str]) -> ConfigError:
-    """The error for a key that is not among the known ones, with the one that was meant."""
+    """Make the error for an unknown key, with the nearest known key or those of the section."""
     section = key.rpartition(".")[0]
     near = _nearest(key, known)
     if near is not None:
@@ -261,17 +261,17 @@ def unknown_key(key: str, known: Sequence[str]) -> ConfigError:
 
 @cache
 def help_text() -> str:
-    """Every key with its type, meaning and default."""
+    """Describe every key with its type, meaning and default."""
     return "\n".join(_help_lines(Config(), ""))
 
 
 def plugin(section: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The plug-in's name and its options, out of a section such as `dataset`."""
+    """Split a section such as `dataset` into the plug-in's name and its options."""
     return section["name"], {key: value for key, value in section.items() if key != "name"}
 
 
 def read_file(file: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file; of an empty one, none.
+    """Read the keys and values of a YAML file; an empty file has none.
 
     Raises:
         ConfigError: a missing file, or YAML that cannot be read.
@@ -302,7 +302,7 @@ def _read_yaml(data: bytes | str, source: str) -> Any:
 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:
-    """The known key that was meant: of the same section where one is near, else of any."""
+    """Find the known key nearest to an unknown one: in its section if one is near, else in any."""
     section, _, name = key.lower().replace("-", "_").rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     others = {k.rpartition(".")[2]: k for k in reversed(known)}
@@ -313,7 +313,7 @@ def _nearest(key: str, known: Sequence[str]) -> str | None:
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value at a dotted key, making the sections on the way."""
+    """Set the value at a dotted key, and create missing sections."""
     *sections, name = key.split(".")
     for section in sections:
         if values.get(section) is None:
@@ -325,7 +325,7 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _section(schema: type, values: Any, section: str) -> Any:
-    """The values as an instance of the dataclass, checked key by key."""
+    """Make an instance of the dataclass from the values, checked key by key."""
     if not isinstance(values, dict):
         raise ConfigError(f"{section or 'a config'} must hold keys, got {shown(values)}")
     types = {f.name: f.type for f in fields(schema)}
@@ -342,7 +342,7 @@ def _value(annotation: Any, value: Any, key: str) -> Any:
     if isinstance(annotation, type) and is_dataclass(annotation):
         return _section(annotation, value, key)
     if isinstance(value, dict):
-        for name, inner in value.items():  # what a number is wrong with, under its own key
+        for name, inner in value.items():  # a wrong number is reported under its own key
             _value(Any, inner, f"{key}.{name if str(name).isprintable() else repr(name)}")
     if wrong := registry.complaint(value, annotation):
         raise ConfigError(f"{key} {wrong}")
@@ -368,7 +368,7 @@ def _help_lines(settings: Any, prefix: str) -> Iterator[str]:
 
 
 def _meanings(schema: type) -> dict[str, str]:
-    """The docstring under each field."""
+    """Read the docstring below each field."""
     body: Any = ast.parse(inspect.getsource(schema)).body[0]
     return {
         ast.unparse(line.target): ast.literal_eval(after.value)

@@ -1,4 +1,4 @@
-"""What a model cannot do of what it is asked for, said once each as a warning."""
+"""Warnings, each given once, about prompts and settings that a model was not made for."""
 
 import warnings
 from collections.abc import Iterable
@@ -13,16 +13,16 @@ from tinydiffusion.registry import nearest, shown
 from tinydiffusion.runtime.errors import SettingWarning
 from tinydiffusion.without_effect import SAMPLING, Guidance, idle
 
-MAX_SEARCHED = 5000  # known words among which a near one is looked for, which takes its time
+MAX_SEARCHED = 5000  # most known words among which a near one is searched for, which is slow
 MAX_NAMED = 20
 
 
 class Remarks:
-    """Warns of words, settings and ways of sampling that a model was not made for.
+    """A source of warnings of words, settings and sampling that a model was not made for.
 
     Args:
-        text_encoder: Of the model.
-        config: The run that made it.
+        text_encoder: Text encoder of the model.
+        config: Config of the run that made the model.
     """
 
     def __init__(self, text_encoder: TextEncoder, config: Config) -> None:
@@ -32,7 +32,7 @@ class Remarks:
         self._said: set[str] = set()  # messages, and words that were named
 
     def warn(self, prompts: Iterable[str], guidance: Guidance) -> None:
-        """Say what was not said before of these prompts, negative ones too, and settings."""
+        """Warn of prompts, negative ones too, and settings, with each message given only once."""
         messages = [str(rule) for rule in idle(SAMPLING, guidance)]
         messages += self._other_sampling(guidance.sampling)
         new = [message for message in messages if message not in self._said]
@@ -51,7 +51,7 @@ class Remarks:
         ]
 
     def _unknown_words(self, prompts: Iterable[str]) -> list[str]:
-        """A line that names the words which no training caption had."""
+        """Return a line that names the new words which no training caption had, or none."""
         encoder = self.text_encoder
         if not isinstance(encoder, KnowsWords) or encoder.words is None:
             return []

@@ -1,4 +1,4 @@
-"""Kind + name -> plug-in. A file in the kind's folder is a plug-in; its file name is its name."""
+"""Kind + name -> plug-in. Each file in the kind's folder is a plug-in, named as the file."""
 
 import difflib
 import importlib
@@ -23,26 +23,26 @@ KINDS = {
 
 
 LIMIT = 2**63
-"""Numbers of settings lie below it: what computes with them holds no larger ones."""
+"""Bound of the numbers in settings: the code that computes with them holds no larger ones."""
 MAX_SHOWN = 200
 
 
 class PluginError(ValueError):
-    """A plug-in that does not exist, does not load or was given options it does not take."""
+    """A plug-in that does not exist, does not load or does not take the given options."""
 
 
 class BrokenPluginError(PluginError):
-    """A plug-in that is there but cannot be imported."""
+    """A plug-in that exists but cannot be imported."""
 
 
 def builtin_names(kind: str) -> list[str]:
-    """Names of the built-in plug-ins of a kind: its folder's public file names, sorted."""
+    """List the built-in plug-ins of a kind: its folder's public file names, sorted."""
     folder = Path(__file__).parent / KINDS[kind]
     return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
 
 
 def installed(kind: str) -> dict[str, EntryPoint]:
-    """Third-party plug-ins of a kind by name.
+    """Find the third-party plug-ins of a kind by name.
 
     Raises:
         PluginError: two distributions, or one and a built-in, claim the same name.
@@ -60,12 +60,12 @@ def installed(kind: str) -> dict[str, EntryPoint]:
 
 
 def names(kind: str) -> list[str]:
-    """Names of every plug-in of a kind, built-in and installed."""
+    """List the names of all plug-ins of a kind, built-in and installed."""
     return sorted([*builtin_names(kind), *installed(kind)])
 
 
 def origin(kind: str, name: str) -> str:
-    """Where a plug-in comes from: "built-in", or its `module:attribute` and distribution."""
+    """Return a plug-in's origin: "built-in", or its `module:attribute` and distribution."""
     point = installed(kind).get(name)
     if point is None:
         return name if ":" in name else "built-in"
@@ -73,13 +73,13 @@ def origin(kind: str, name: str) -> str:
 
 
 def load(kind: str, name: str) -> Callable[..., Any]:
-    """The plug-in's class or function.
+    """Import a plug-in's class or function.
 
     A built-in is the object that its file names in `PLUGIN`. `name` may also be
     `module:attribute`, for code that is not installed as a package.
 
     Raises:
-        PluginError: there is no such plug-in; the message lists those that there are.
+        PluginError: there is no such plug-in; the message lists the existing ones.
         BrokenPluginError: it cannot be imported.
     """
     if ":" in name:
@@ -96,7 +96,7 @@ def load(kind: str, name: str) -> Callable[..., Any]:
 
 
 def create(kind: str, name: str, **options: Any) -> Any:
-    """The plug-in called with its options, after checking that it takes them.
+    """Call a plug-in with its options, after checking that it takes them.
 
     Raises:
         PluginError: see `check_options`.
@@ -110,7 +110,7 @@ def create(kind: str, name: str, **options: Any) -> Any:
 def check_options(
     kind: str, name: str, plugin: Callable[..., Any], options: Mapping[str, Any]
 ) -> None:
-    """Raise PluginError where an option is unknown to the plug-in, of a wrong type or missing."""
+    """Raise PluginError where an option is unknown to a plug-in, of a wrong type or missing."""
     allowed = options_of(plugin)
     if allowed is None:
         return
@@ -136,7 +136,7 @@ def check_complete(
 
 
 def options_of(plugin: Callable[..., Any]) -> dict[str, inspect.Parameter] | None:
-    """The plug-in's options, which are its keyword-only arguments; None where it takes any."""
+    """Return a plug-in's options, its keyword-only arguments; None where it takes any."""
     parameters = inspect.signature(plugin).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
@@ -156,12 +156,12 @@ def path_options(kind: str, name: str) -> set[str]:
 
 
 def takes(plugin: Callable[..., Any], option: str) -> bool:
-    """Whether the plug-in declares this keyword argument."""
+    """Return whether the plug-in declares this keyword argument."""
     return option in inspect.signature(plugin).parameters
 
 
 def complaint(value: Any, annotation: Any) -> str | None:
-    """What is wrong with a setting, such as "must be int, got 'x'"; None where it is right."""
+    """Describe what is wrong with a setting, such as "must be int, got 'x'"; None if nothing is."""
     if not fits(value, annotation):
         return f"must be {type_name(annotation)}, got {shown(value)}"
     if any(not -LIMIT <= number < LIMIT for number in _numbers(value)):
@@ -170,7 +170,7 @@ def complaint(value: Any, annotation: Any) -> str | None:
 
 
 def with_fractions(value: Any, annotation: Any) -> Any:
-    """The value, its whole numbers made fractions where the annotation asks for those."""
+    """Convert whole numbers in a value to floats where the annotation requires floats."""
     arguments = get_args(annotation)
     if type(value) is int and int not in arguments and float in (annotation, *arguments):
         return float(value)
@@ -180,13 +180,16 @@ def with_fractions(value: Any, annotation: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """The value as a message shows it: in one line, and no longer than one."""
+    """Format a value for a message: in one line of at most MAX_SHOWN characters and "..."."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether a value out of a YAML file has the annotated type; objects of ours fit always."""
+    """Return whether a value from a YAML file has the annotated type.
+
+    Annotations that YAML has no type for, such as our own classes, fit any value.
+    """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         return any(fits(value, argument) for argument in arguments)
@@ -219,7 +222,7 @@ YAML_TYPES = {
 
 
 def type_name(annotation: Any) -> str:
-    """The annotation as a user of YAML reads it: no names of modules, no kinds of list."""
+    """Format an annotation for users of YAML: without module names, each kind of list as `list`."""
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
     name = re.sub(r"(\w+\.)+(?=\w)", "", inspect.formatannotation(annotation))
@@ -227,19 +230,19 @@ def type_name(annotation: Any) -> str:
 
 
 def suggest(word: str, known: list[str]) -> str:
-    """`" (did you mean 'x'?)"` for the nearest known word, else the empty string."""
+    """Return `" (did you mean 'x'?)"` for the nearest known word, else the empty string."""
     near = nearest(word, known)
     return "" if near is None else f" (did you mean {near!r}?)"
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known word that is the fewest edits away, None where none is as like as `cutoff`."""
+    """Find the known word that is the fewest edits away; None where no similarity is `cutoff`."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=cutoff)
     return min(close, key=lambda candidate: _edits(word, candidate), default=None)
 
 
 def _edits(a: str, b: str) -> int:
-    """Letters to insert, delete or replace, and neighbours to exchange (Damerau 1964)."""
+    """Count letters to insert, delete or replace, and neighbours to exchange (Damerau 1964)."""
     rows = [list(range(len(b) + 1))]
     for i, x in enumerate(a, 1):
         rows.append([i])
@@ -252,7 +255,7 @@ def _edits(a: str, b: str) -> int:
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
-    """Every number in a value of dicts and lists."""
+    """Yield every number in a value of dicts and lists."""
     if isinstance(value, int | float):
         yield value
     elif isinstance(value, dict | list | tuple):
@@ -261,11 +264,11 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _load_attribute(kind: str, name: str, path: str) -> Callable[..., Any]:
-    """The object at `module:attribute`."""
+    """Import the object at `module:attribute`."""
     module, _, attribute = path.partition(":")
     try:
         plugin = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # anything: importing runs whatever the plug-in's author wrote
+    except Exception as error:  # any error: importing runs the plug-in's own code
         reason = str(error) or type(error).__name__
         raise BrokenPluginError(f"cannot load {kind} {name!r}: {reason}") from error
     if not callable(plugin):

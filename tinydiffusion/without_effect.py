@@ -1,6 +1,6 @@
-"""Settings that have no effect beside others, in tables: whoever sets one is told.
+"""Tables of settings that have no effect with others, which are reported to the user.
 
-What is certainly a mistake is refused, as nothing is lost by asking again; the rest is a warning.
+A certain mistake is refused, as nothing is lost by starting again; the rest is a warning.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tinydiffusion.config import (
 
 @dataclass(frozen=True)
 class Rule:
-    """When a setting has no effect, and what to do about it."""
+    """A condition under which a setting has no effect, and a remedy."""
 
     setting: str
     idle: Callable[[Any], bool]
@@ -40,7 +40,7 @@ def idle(rules: Iterable[Rule], subject: Any) -> list[Rule]:
 
 
 class Guidance(NamedTuple):
-    """What a sampling call says of guidance."""
+    """The settings of a sampling call that concern guidance."""
 
     sampling: SamplingConfig
     has_negative_prompt: bool
@@ -48,7 +48,7 @@ class Guidance(NamedTuple):
 
     @property
     def is_on(self) -> bool:
-        """Whether guidance changes any picture."""
+        """Whether guidance alters any picture."""
         return self.sampling.guidance_scale != 1 and self.covers_a_step
 
 
@@ -76,7 +76,7 @@ SAMPLING = (
         UNGUIDED,
     ),
 )
-"""Of a `Guidance`."""
+"""Rules of a `Guidance`."""
 
 
 # ---- flags -----------------------------------------------------------------------------------
@@ -89,19 +89,19 @@ class Flags(NamedTuple):
     parser: argparse.ArgumentParser
 
     def has(self, name: str) -> bool:
-        """Whether a flag was given another value than its default."""
+        """Return whether a flag has another value than its default."""
         return getattr(self.given, name) != self.parser.get_default(name)
 
 
 def _needs(flag: str, needed: str, *, is_mistake: bool = True) -> Rule:
-    """The rule of a flag that does nothing without another one."""
+    """Make the rule of a flag that has no effect without another one."""
     name, other = flag.replace("-", "_"), needed.replace("-", "_")
     reason = f"it goes with --{needed}; add that, or leave it out"
     return Rule(f"--{flag}", lambda f: f.has(name) and not f.has(other), reason, is_mistake)
 
 
 def _excluded(flag: str, by: str, *, is_mistake: bool = True) -> Rule:
-    """The rule of a flag that does nothing beside another one."""
+    """Make the rule of a flag that has no effect with another one."""
     name, other = flag.replace("-", "_"), by.replace("-", "_")
     reason = f"--{by} does not ask for it; leave one of them out"
     return Rule(f"--{flag}", lambda f: f.has(name) and f.has(other), reason, is_mistake)
@@ -137,15 +137,15 @@ FLAGS: dict[str, tuple[Rule, ...]] = {
 
 
 class Evaluated(NamedTuple):
-    """What `evaluate` was asked for, and what of."""
+    """The request to `evaluate`, the kind of its target and the sources it needs."""
 
     request: Any  # see evaluation/request.py
     is_model: bool
-    needs: frozenset[str]  # sources that the metrics look at
+    needs: frozenset[str]  # sources that the metrics need
 
     @property
     def makes_prompts_of_data(self) -> bool:
-        """Whether the captions of the reference are what a model draws."""
+        """Whether the captions of the reference are the model's prompts."""
         return self.is_model and not self.request.prompts
 
 
@@ -175,14 +175,14 @@ EVALUATE = (
         "a prompt has --samples-per-prompt pictures; raise that",
     ),
 )
-"""Of an `Evaluated`."""
+"""Rules of an `Evaluated`."""
 
 
 # ---- config ----------------------------------------------------------------------------------
 
 
 def _is_set(config: Config, key: str) -> bool:
-    """Whether a key such as "training.betas" has another value than its default."""
+    """Return whether a key such as "training.betas" has another value than its default."""
     section, name = key.split(".")
     defaults = {
         "training": TrainingConfig(), "sampling": SamplingConfig(),
@@ -232,4 +232,4 @@ CONFIG = (
         "nothing is measured; name evaluation.metrics",
     ),
 )
-"""Of a `Config`; `SAMPLING` has more."""
+"""Rules of a `Config`; `SAMPLING` has more."""

@@ -44,10 +44,10 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_flags(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    """Warn of flags that have no effect beside the others.
+    """Warn of flags that have no effect with the other flags.
 
     Raises:
-        UsageError: that is certainly a mistake.
+        UsageError: such a flag is certainly a mistake.
     """
     command = parser.prog.rpartition(" ")[2]
     rules = idle(FLAGS.get(command, ()), Flags(given, parser))
@@ -58,14 +58,14 @@ def check_flags(parser: argparse.ArgumentParser, given: argparse.Namespace) -> N
 
 
 def sampling_overrides(known: argparse.Namespace) -> dict[str, Any]:
-    """Those of `SAMPLING_FLAGS` that were given."""
+    """Collect those of `SAMPLING_FLAGS` that were given."""
     values = {name: getattr(known, name) for name in SAMPLING_FLAGS}
     given = {name: value for name, value in values.items() if value is not None}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
 
 
 def count(text: str) -> int:
-    """A number in [1, MAX_COUNT]."""
+    """Parse a whole number in [1, MAX_COUNT]."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     if number > MAX_COUNT:
@@ -74,13 +74,13 @@ def count(text: str) -> int:
 
 
 def size(text: str) -> int | list[int]:
-    """`32` as 32, the side of a square, and `32x48` as [32, 48], height and width."""
+    """Parse `32` as 32, the side of a square, and `32x48` as [32, 48], height and width."""
     height, cross, width = text.partition("x")
     return [count(height), count(width)] if cross else count(height)
 
 
 def shard(text: str) -> tuple[int, int]:
-    """`3/16` as (3, 16)."""
+    """Parse `3/16` as (3, 16)."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     number, total = map(int, match.groups()) if match else (0, 0)
     if not 1 <= number <= total:
@@ -89,7 +89,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def positive(text: str) -> float:
-    """A finite number above 0."""
+    """Parse a finite number above 0."""
     if not 0 < (number := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return number
@@ -106,7 +106,7 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Parse the arguments of a command and look at what it will write."""
+    """Parse the arguments of a command, and check its flags and what it will write."""
     known = parser.parse_args(arguments)
     check_flags(parser, known)
     check_outputs(parser, known)
@@ -116,10 +116,10 @@ def parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
 def parsed_with_settings(
     parser: argparse.ArgumentParser, arguments: list[str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the arguments of a command that takes any key of a config as a flag, too.
+    """Parse the arguments of a command that also takes any key of a config as a flag.
 
     Returns:
-        The command's own arguments, and those that are left for the config.
+        The command's own arguments, and the other arguments, which are for the config.
     """
     known, settings = parser.parse_known_args(arguments)
     check_flags(parser, known)
@@ -130,9 +130,9 @@ def parsed_with_settings(
 def with_plugin_options(
     parser: argparse.ArgumentParser, arguments: list[str]
 ) -> tuple[argparse.Namespace, dict[str, dict[str, Any]]]:
-    """The parsed arguments, and `--fid.weights f.pth` as `{"fid": {"weights": "f.pth"}}`.
+    """Parse the arguments, with `--fid.weights f.pth` as `{"fid": {"weights": "f.pth"}}`.
 
-    Hyphens in the name of an option are underscores.
+    Hyphens in the name of an option become underscores.
     """
     own: list[str] = []
     dotted: list[str] = []

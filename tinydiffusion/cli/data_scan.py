@@ -44,17 +44,20 @@ def data(
     json_file: Path | None,
     sheet: Path | None,
 ) -> int:
-    """0 once the sets are scanned: each is built as training builds it, and told about.
+    """Scan the sets, each built as training builds it, and print what was found.
 
     Args:
-        paths: One set each, or several in sub-folders; none takes those of `settings`.
+        paths: Each holds one set, or several in sub-folders; none takes those of `settings`.
         settings: A run, whose options of the data set and text encoder are taken.
-        size: See the data sets; None leaves what `settings` or they themselves say.
-        caption_column: Likewise.
-        captions: Likewise.
+        size: Option of the data sets; None takes the value of `settings` or their default.
+        caption_column: Option of the data sets, as `size`.
+        captions: Option of the data sets, as `size`.
         workers: Threads that decode.
-        json_file: Where to write all samples and all that is skipped, also where nothing is usable.
+        json_file: Where to write all samples and all that is skipped, even if nothing is usable.
         sheet: Where to write a contact sheet.
+
+    Returns:
+        The exit code, 0.
 
     Raises:
         ValueError: no such set, no usable picture in one, broken metadata, or a file that cannot
@@ -123,19 +126,19 @@ def _builders_of(
 
 
 def _splits(path: Path) -> list[Path]:
-    """List the folder's sub-folders where these are sets and it is not, else the folder itself."""
+    """List the sub-folders of a folder if these are sets and it is not, else the folder itself."""
     if not path.is_dir() or is_shards(path) or _is_set(path):
         return [path]
     folders = [sub for sub in path.iterdir() if sub.is_dir() and not sub.name.startswith(".")]
     splits = [folder for folder in folders if _is_set(folder)]
     if not any(map(_has_captions, splits)):  # class folders, perhaps
         return [path]
-    # The first split's captions are those that the text encoder learns its words from.
+    # The text encoder learns its words from the captions of the first split.
     return sorted(splits, key=lambda folder: (folder.name != "train", folder.name))
 
 
 def _is_set(folder: Path) -> bool:
-    """Tell whether pictures or their metadata lie in the folder itself."""
+    """Return whether pictures or their metadata lie in the folder itself."""
     names = _names(folder)
     return bool(metadata_files(names)) or any(map(is_picture_name, names))
 
@@ -150,7 +153,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _section(path: Path, settings: Config | None, options: dict[str, Any]) -> dict[str, Any]:
-    """The `dataset` section of a path: the run's where that reads such sets, too."""
+    """Make the `dataset` section of a path, from the run's section where that fits the path."""
     name = "tar" if is_shards(path) else "folder"
     same = settings is not None and settings.dataset["name"] == name
     base = settings.dataset if settings is not None and same else {"name": name}
@@ -158,7 +161,7 @@ def _section(path: Path, settings: Config | None, options: dict[str, Any]) -> di
 
 
 def _fitting(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The options without `workers` where the data set decides on them itself."""
+    """Return the options, without `workers` where the data set does not take it."""
     takes_workers = registry.takes(registry.load("dataset", name), "workers")
     return {k: v for k, v in options.items() if k != "workers" or takes_workers}
 
@@ -178,7 +181,7 @@ def _builders_of_run(settings: Config, options: dict[str, Any]) -> Builders:
 
 
 def _scan(split: str, build: Callable[[], Dataset | None]) -> tuple[Scan, str]:
-    """What is in the set, and why training would refuse it, if it would.
+    """Build a set, and return its scan and the reason why training would refuse it, or "".
 
     Raises:
         ValueError: the set is broken.

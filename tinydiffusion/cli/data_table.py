@@ -1,4 +1,4 @@
-"""What `tinydiffusion data` tells of the sets that it has scanned."""
+"""The output of `tinydiffusion data` on the sets that it has scanned."""
 
 import json
 import math
@@ -30,7 +30,7 @@ Group = list[tuple[str, str]]  # split and path of pictures whose prepared pixel
 
 
 def describe_scan(split: str, scan: Scan) -> str:
-    """How many pictures load, what is skipped and why, sizes, and notes, in lines."""
+    """Describe in lines how many pictures load, what is skipped and why, sizes, and notes."""
     total = len(scan.samples) + len(scan.skipped)
     lines = [f"{split}: {len(scan.samples)} of {total} pictures load"]
     if scan.skipped:
@@ -41,13 +41,13 @@ def describe_scan(split: str, scan: Scan) -> str:
 
 
 def count_notes(scans: Iterable[Scan]) -> dict[str, int]:
-    """Note -> how many pictures have it, the commonest first."""
+    """Count the pictures that have each note, the commonest note first."""
     notes = Counter(note for scan in scans for sample in scan.samples for note in sample.notes)
     return dict(sorted(notes.items(), key=lambda item: (-item[1], item[0])))
 
 
 def find_groups(scans: Scans) -> tuple[list[Group], list[Group]]:
-    """Pictures with the same pixels: within a split, and in several splits."""
+    """Group the pictures with the same pixels: within a split, and in several splits."""
     places: defaultdict[str, Group] = defaultdict(list)
     for split, scan in scans.items():
         for sample in scan.samples:
@@ -62,7 +62,7 @@ def find_groups(scans: Scans) -> tuple[list[Group], list[Group]]:
 
 
 def describe_groups(what: str, groups: Sequence[Group]) -> str:
-    """How many groups there are, and the first ones."""
+    """Describe how many groups there are, and the first ones."""
     lines = [f"{what}: {len(groups)} groups" if groups else f"{what}: none"]
     for group in groups[:LISTED]:
         names = " = ".join(f"{split}/{path}" for split, path in group[:LISTED])
@@ -73,7 +73,7 @@ def describe_groups(what: str, groups: Sequence[Group]) -> str:
 
 
 def describe_brightness(scan: Scan) -> str:
-    """Say that a set is nearly black or white as a whole; empty where it is not."""
+    """Describe a set that is nearly black or white as a whole; empty for other sets."""
     brightness = Brightness()
     for index in spread(len(scan.samples), SURVEYED):
         brightness.add(scan.pixels(index))
@@ -81,7 +81,7 @@ def describe_brightness(scan: Scan) -> str:
 
 
 def describe_captions(scans: Scans, section: dict[str, Any]) -> str:
-    """Lengths in tokens of the text encoder, which learns its words from the first split."""
+    """Describe caption lengths in the text encoder's tokens, learned from the first split."""
     first = next(iter(scans.values())).samples
     learned = [text for i in spread(len(first), SURVEYED) for text in _captions(first[i])]
     encoder = build_text_encoder(section, learned)
@@ -140,7 +140,7 @@ def save_sheet(file: Path, scans: Scans) -> None:
     samples = [(scan, index) for scan in scans.values() for index in range(len(scan.samples))]
     chosen = [samples[i] for i in spread(len(samples), SHEET)]
     windows = [middle_window(scan.pixels(index), scan.size) for scan, index in chosen]
-    shape = windows[0].shape[1:]  # two sets of a run may differ
+    shape = windows[0].shape[1:]  # two sets of a run may differ in size
     images = torch.cat([interpolate(window[None], tuple(shape)) for window in windows])
     texts = [_captions(scan.samples[index])[0] for scan, index in chosen]
     save_grid(file, images, texts)

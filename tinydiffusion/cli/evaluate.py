@@ -20,7 +20,7 @@ from tinydiffusion.sampling.prompts import read_prompts_file
 
 HELP = "Measure a model or a folder of pictures."
 JUDGE = "scene_accuracy"
-"""The evaluator that reads what prompts ask for from the file that they are in."""
+"""The evaluator that reads the conditions of prompts from the prompts' file."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,10 +140,10 @@ def _at_scale_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _told(known: argparse.Namespace) -> dict[str, Any]:
-    """Options of the judge: the file that says what its prompts ask for.
+    """Make the options of the judge: the file with the conditions of its prompts.
 
     Raises:
-        UsageError: the judge cannot read it, as it reads it a second time and line by line.
+        UsageError: the judge cannot read the file, which it reads a second time, line by line.
     """
     if known.prompts.suffix.lower() != ".jsonl" or not known.prompts.is_file():
         raise UsageError(

@@ -24,7 +24,11 @@ BROKEN = 1
 
 
 def evaluators(name: str | None) -> int:
-    """0 once they are listed, or the one that is named with its options; 1 where one is broken."""
+    """List evaluators and feature extractors, or describe the named one with its options.
+
+    Returns:
+        The exit code: 1 where one that is listed is broken, else 0.
+    """
     console = stdout_console()
     if name is not None:
         return _describe(name, console)
@@ -49,7 +53,7 @@ def evaluators(name: str | None) -> int:
 
 
 def packages(plugin: Callable[..., Any]) -> list[str]:
-    """Packages that the plug-in's code imports besides those always there; absent ones say so."""
+    """List the packages that a plug-in imports besides `ALWAYS`, with a mark on missing ones."""
     imported = {name for tree in _trees(plugin.__module__) for name in _imported(tree)}
     names = sorted({name.partition(".")[0] for name in imported} - ALWAYS)
     known = _distributions()
@@ -62,19 +66,19 @@ def packages(plugin: Callable[..., Any]) -> list[str]:
 
 @cache
 def _distributions() -> Mapping[str, list[str]]:
-    """Module -> the distributions that have it; to look takes a while."""
+    """Map each module to the distributions that have it; cached, as the search is slow."""
     return packages_distributions()
 
 
 def _needs(plugin: Callable[..., Any]) -> list[str]:
-    """Sources, prompts and extractor of an evaluator; weights where there is an option for them."""
+    """List what a plug-in needs: sources, prompts, extractor, and weights if an option."""
     options = registry.options_of(plugin) or {}
     weights = ["weights"] if {"weights", "model"} & options.keys() else []
     return [*getattr(plugin, "needs", ()), *weights, *_extractors(plugin, options)]
 
 
 def _extractors(plugin: Callable[..., Any], options: Mapping[str, Any]) -> list[str]:
-    """The feature extractors that it names."""
+    """List the feature extractors that a plug-in uses."""
     if "extractor" in options:
         section = options["extractor"].default
         default = section["name"] if isinstance(section, Mapping) else section
@@ -89,7 +93,7 @@ def _extractors(plugin: Callable[..., Any], options: Mapping[str, Any]) -> list[
 
 
 def _trees(module: str) -> Iterator[ast.Module]:
-    """The code of a plug-in's file, and of the files that it shares with others."""
+    """Yield the syntax trees of a plug-in's file, and of the files that it shares with others."""
     file = sys.modules[module].__file__
     assert file is not None
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))

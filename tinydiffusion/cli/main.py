@@ -34,23 +34,23 @@ from tinydiffusion.runtime.streams import flush, lasting_streams
 SHARED = ("train", "sample", "evaluate")
 """Commands whose work the processes of a launcher share."""
 GRACE = 2.0
-"""Seconds: a launcher ends all processes once one has ended, so the one that speaks ends first."""
+"""Seconds: a launcher ends all processes when one has ended, so the one that prints ends first."""
 
 
 class Command(Protocol):
-    """A file of this folder: a command's line in the help, its arguments, and what runs it."""
+    """A module of this folder: a command's line in the help, its arguments, and its function."""
 
     @property
     def HELP(self) -> str: ...  # noqa: D102, N802 - a constant of a module
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Add its arguments."""
+        """Add the arguments of the command."""
         ...
 
     @staticmethod
     def run(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-        """Run it and return the exit code. Heavy packages are imported here."""
+        """Run the command and return its exit code. Heavy packages are imported here."""
         ...
 
 
@@ -74,14 +74,14 @@ COMMANDS: dict[str, Command] = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser whose error messages are one line."""
 
     def error(self, message: str) -> Any:
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of a command line such as `["train", "--resume"]`."""
+    """Run a command line such as `["train", "--resume"]`, and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _show_warning
     with lasting_streams() as streams:
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _code_of(arguments: list[str]) -> int:
-    """Run a command line, report what ends it, and return the exit code."""
+    """Run a command line, report the error that ends it, and return the exit code."""
     try:
         return _run(arguments)
     except (ValueError, RunError, OSError) as error:  # anything else is our mistake
@@ -111,7 +111,7 @@ def _code_of(arguments: list[str]) -> int:
 
 
 def _in_one_line(error: Exception) -> str:
-    """Return what went wrong without the number that the operating system gives it."""
+    """Return an error's message without the operating system's error number."""
     if isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f"{error.filename}: "
         return f"{name}{error.strerror}"
@@ -119,14 +119,17 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _is_said_elsewhere(error: Exception) -> bool:
-    """Whether another process of this job says it: what is wrong in a command line, all find."""
+    """Return whether another process of this job prints the same error.
+
+    All processes find the mistakes in a command line; only the main one prints them.
+    """
     if isinstance(error, (UsageError, config.ConfigError)):
         return os.environ.get("LOCAL_RANK", "0") != "0"
     return isinstance(error, StoppedTogether)
 
 
 def _who() -> str:
-    """Which process speaks, where there are several and it is not the main one."""
+    """Return a prefix that names this process; empty for the main process."""
     rank = os.environ.get("RANK", "0")
     return "" if rank == "0" else f"process {rank}: "
 

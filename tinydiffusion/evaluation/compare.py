@@ -20,12 +20,12 @@ NUM_RESAMPLES = 10_000
 MIN_PROMPTS = 8
 CHUNK = 200  # resamples at a time
 UNCOMPARED = {"packages", "assumed_extractor", "seed", "needs"}
-UNSAID = object()  # in place of what a report does not hold
+UNSAID = object()  # stands for an entry that a report lacks
 Row = dict[str, Any]
 
 
 def compare(a: Path, b: Path, *, seed: int, json_file: Path | None) -> int:
-    """0 once the comparison is printed and, with `json_file`, written.
+    """Print the comparison of two reports, write it to `json_file` if given, and return 0.
 
     Raises:
         ConfigError: the reports have no comparable row in common.
@@ -46,16 +46,19 @@ def compare(a: Path, b: Path, *, seed: int, json_file: Path | None) -> int:
 
 
 def compare_reports(a: Row, b: Row, *, seed: int = 0) -> list[Row]:
-    """One row per metric of either report: the difference B - A with its interval, or why not.
+    """Compare every metric of two reports: the difference B - A with its interval.
 
-    Where values are there per picture, the interval is that of a paired bootstrap over prompts:
-    the same resample of prompts is drawn for both. Elsewhere it comes of the two rows' own
+    Where both have values per picture, the interval is that of a paired bootstrap over prompts:
+    the same resample of prompts is drawn for both. Otherwise it is computed from the two rows' own
     intervals, taken as independent, which is wider than the truth for equal prompts and seeds.
 
     Args:
         a: A report.
-        b: Another.
-        seed: Of the bootstrap.
+        b: Another report.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One row per metric; where it cannot be compared, the row has the reason as `refused`.
     """
     first, second = ({row["name"]: row for row in report["results"]} for report in (a, b))
     results = []
@@ -73,9 +76,9 @@ def compare_reports(a: Row, b: Row, *, seed: int = 0) -> list[Row]:
 
 
 def _refusal(context_a: Row, context_b: Row, a: Row, b: Row) -> str | None:
-    """Say why two rows are not numbers of one kind; None where they are.
+    """Return the reason why two rows are not comparable; None where they are.
 
-    What both reports leave unsaid is no agreement.
+    A condition that is missing from both reports counts as a difference.
     """
     for side, row in (("A", a), ("B", b)):
         if row["value"] is None:
@@ -93,7 +96,7 @@ def _refusal(context_a: Row, context_b: Row, a: Row, b: Row) -> str | None:
 
 
 def _conditions(context: Row, row: Row) -> Row:
-    """Collect what a number depends on beside the model, by name."""
+    """Collect, by name, the conditions besides the model that a number depends on."""
     made_by = row["provenance"]
     conditions = {
         "evaluator": row["evaluator"],
@@ -113,7 +116,7 @@ def _conditions(context: Row, row: Row) -> Row:
 
 
 def _options(context: Row, row: Row) -> Any:
-    """The metric's options, without the place of its weights: their content is compared."""
+    """Return the metric's options without the path of its weights: their content is compared."""
     if "options" not in context:
         return UNSAID
     options = context["options"].get(row["evaluator"], {})
@@ -152,11 +155,11 @@ def _difference(a: Row, b: Row, prompts: Sequence[str] | None, seed: int) -> Row
 def _paired(
     a: Mapping[str, float], b: Mapping[str, float], prompts: Sequence[str] | None, seed: int
 ) -> tuple[float, float] | None:
-    """Resample prompts with all their pictures for the 95 % interval of the mean difference.
+    """Compute the 95 % interval of the mean difference by resampling prompts with their pictures.
 
     Returns:
-        None of fewer than MIN_PROMPTS different prompts: one alone would have an interval of no
-        width, and a few one that is too narrow.
+        The interval; None for fewer than MIN_PROMPTS different prompts: one alone would have an
+        interval of no width, and a few one that is too narrow.
     """
     groups: dict[str, list[float]] = {}
     for number, value in a.items():
@@ -174,7 +177,7 @@ def _paired(
 def bootstrap_means(
     totals: Float[np.ndarray, "N"], counts: Float[np.ndarray, "N"], seed: int
 ) -> Float[np.ndarray, "R"]:
-    """Means over NUM_RESAMPLES resamples of N groups, given each group's sum and size."""
+    """Compute means over NUM_RESAMPLES resamples of N groups, given each group's sum and size."""
     generator = np.random.default_rng(seed)
     means = []
     for _ in range(NUM_RESAMPLES // CHUNK):

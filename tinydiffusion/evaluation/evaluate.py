@@ -31,10 +31,13 @@ FAILED = 1
 
 
 def evaluate(request: Request) -> int:
-    """0 once every metric is printed and, with `out`, written; 1 where something has failed.
+    """Measure the metrics, print them and, with `out`, write the report.
 
-    A metric that is skipped because its weights are missing has not failed; pictures that cannot
-    be read have. The processes of a launcher share the pictures; the main one speaks and writes.
+    The processes of a launcher share the pictures; the main process prints and writes.
+
+    Returns:
+        The exit code: 1 where a metric has failed or a picture cannot be read, else 0. A metric
+        that is skipped because its weights are missing has not failed.
     """
     keep_freed_memory()
     with joined(request.device) as processes, ExitStack() as stack:
@@ -80,9 +83,9 @@ def _report(
     request: Request, target: Target, measurement: Measurement, remarks: Sequence[str],
     sweep: Sequence[dict[str, Any]], console: Console,
 ) -> bool:  # fmt: skip
-    """Whether a metric has failed, after all rows are written and printed."""
+    """Print and write all rows, and return whether a metric has failed."""
     rows = measurement.rows(remarks)
-    print_table(rows, str(request.target))  # first, whatever becomes of the file
+    print_table(rows, str(request.target))  # first: the file may fail to be written
     if sweep:
         print_sweep(sweep)
     if request.out is not None:
@@ -93,7 +96,10 @@ def _report(
 
 
 def merge(files: Sequence[Path], out: Path) -> int:
-    """0 once the report of all shards together is printed and written.
+    """Merge the shards of one evaluation, and print and write their report.
+
+    Returns:
+        The exit code: 1 where a metric has failed, else 0.
 
     Raises:
         ValueError: the files are not the shards of one evaluation, each of them once.
@@ -112,9 +118,9 @@ def merge(files: Sequence[Path], out: Path) -> int:
 def _at(
     scale: float, request: Request, target: Target, measured: Measurement, session: SharedSession
 ) -> dict[str, Any]:
-    """The same metrics at another guidance scale, of the same prompts and seeds. Collective.
+    """Measure the metrics at another guidance scale, with the same prompts and seeds. Collective.
 
-    The main process has the rows.
+    Only the main process returns rows.
     """
     assert target.pipeline is not None
     assert target.sampling is not None

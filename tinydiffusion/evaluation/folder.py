@@ -61,23 +61,23 @@ class FolderPictures:
 
     Args:
         source: See `protocols.SOURCES`.
-        folder: Where they lie.
-        view: How pictures come to one size, and what means white in those of more than 8 bits; None
-            leaves their sizes as they are.
-        limit: Take so many, spread over the folder; None takes all.
-        columns: Of metadata, where prompts may be; the first one that is there is read.
+        folder: The folder of the pictures.
+        view: How pictures are brought to one size, and which value is white in those of more than 8
+            bits; None leaves their sizes as they are.
+        limit: Number of pictures to take, spread over the folder; None takes all.
+        columns: Columns of metadata that may hold prompts; the first one that exists is read.
         class_folders: Whether sub-folders' names are the prompts where there are no captions.
         console: For the progress bar.
 
     Attributes:
-        files: What is measured.
+        files: The pictures that are measured.
         prompts: One per picture, empty where there is none.
-        left_out: What is not measured, with the reason.
+        left_out: Pictures that are not measured, with the reason.
         uncaptioned: Name of a measured picture -> why it has no prompt.
-        columns: Those of the folder's metadata, and keys of its JSON.
+        columns: Columns of the folder's metadata, and keys of its JSON.
         refusal: Why the folder gives no prompts, empty where it does.
         sizes: Width and height -> first picture of that size.
-        notes: What was done to pictures that were read -> to how many.
+        notes: What was done to pictures that were read -> number of pictures.
         unreadable: Name -> reason, of the broken pictures met so far.
 
     Raises:
@@ -141,7 +141,7 @@ class FolderPictures:
         return eval_batch(self.source, kept, pictures, [self.prompts[i] for i in kept])
 
     def about(self) -> dict[str, Any]:
-        """Path, number, shape, content and resize."""
+        """Return path, number, shape, content hash and resize of the pictures."""
         return {
             "path": str(self.folder),
             "n": len(self),
@@ -166,7 +166,7 @@ class FolderPictures:
         return [Skipped(*item) for item in self.uncaptioned.items()]
 
     def remarks(self) -> list[str]:
-        """Say what was left out, what was done to pictures, and which cannot be read."""
+        """List what was left out, what was done to pictures, and which cannot be read."""
         notes = [*self._caption_notes.items(), *self.notes.items()]
         said = [*self._remarks, *(f"{n} pictures: {note}" for note, n in notes)]
         if self.left_out:
@@ -183,7 +183,7 @@ class FolderPictures:
         return [f"{self.folder}: {remark}" for remark in said]
 
     def _take(self, contents: PictureFolder, limit: int | None, console: Console) -> list[str]:
-        """Look at the files to be measured, and return their prompts."""
+        """Check the files to be measured, and return their prompts."""
         prompts = []
         count = len(contents.pictures)
         places = range(count) if limit is None else spread(count, limit)
@@ -265,10 +265,10 @@ class FolderPictures:
 
 
 def _check_kind(folder: Path) -> None:
-    """Refuse folders whose pictures are something else than pictures to be measured.
+    """Check that a folder can hold pictures to be measured.
 
     Raises:
-        ConfigError: the folder of a run, or shards of samples.
+        ConfigError: it is the folder of a run, or holds shards of samples.
     """
     if is_run(folder):
         model = folder / MODEL
@@ -289,7 +289,7 @@ def _read(folder: Path, columns: Sequence[str], class_folders: bool) -> PictureF
 
 
 def _look_at(folder: Path, name: str) -> File:
-    """Read the file's content hash and size; what is wrong with it shows when it is decoded.
+    """Read a file's content hash and size; other faults are found when it is decoded.
 
     Raises:
         GridError: it is not a picture to be measured.

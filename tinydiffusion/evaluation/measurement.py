@@ -1,4 +1,4 @@
-"""Evaluators under way: each sees the pictures that it needs, and what it raises costs only it."""
+"""Evaluators at work: each is given the pictures it needs; an error costs only its own numbers."""
 
 import json
 import math
@@ -23,8 +23,8 @@ class Measurement:
     """The named evaluators, what they have seen, and those that have failed.
 
     Args:
-        evaluators: By the name that they were asked for.
-        options: By name, what they were made with.
+        evaluators: Requested name -> evaluator.
+        options: Name -> options that the evaluator was made with.
     """
 
     def __init__(self, evaluators: Mapping[str, Evaluator], options: Options | None = None) -> None:
@@ -33,14 +33,14 @@ class Measurement:
         self.failures: dict[str, Failure] = {}
         self.done: dict[str, int] = dict.fromkeys(
             SOURCES, 0
-        )  # pictures looked at, the unreadable included
+        )  # pictures measured, the unreadable included
         self.given: dict[str, set[str]] = {source: set() for source in SOURCES}
-        self.facts: dict[str, dict[str, Any]] = {}  # of the provenance, per evaluator
-        self.beat: Callable[[], None] = _nothing  # called whenever something has moved
+        self.facts: dict[str, dict[str, Any]] = {}  # evaluator -> further provenance
+        self.beat: Callable[[], None] = _nothing  # called after every step of progress
 
     @classmethod
     def of(cls, metrics: Sequence[str], options: Options) -> "Measurement":
-        """New evaluators; one that cannot be made has its reason instead.
+        """Make new evaluators; for one that cannot be made, note the reason instead.
 
         Raises:
             ValueError: a metric does not exist, or an option is wrong: the user's mistakes.
@@ -63,7 +63,7 @@ class Measurement:
         return measurement
 
     def wanting(self, source: str) -> list[str]:
-        """The evaluators that still have to see the pictures of a source."""
+        """List the evaluators that still have to see the pictures of a source."""
         return [
             name
             for name, evaluator in self.evaluators.items()
@@ -73,18 +73,18 @@ class Measurement:
         ]
 
     def needing(self, need: str) -> list[str]:
-        """The evaluators that have this in `needs`."""
+        """List the evaluators that have this in `needs`."""
         return [name for name, evaluator in self.evaluators.items() if need in evaluator.needs]
 
     def update(self, batch: EvalBatch) -> None:
-        """Show a batch to all who want its source."""
+        """Pass a batch to all evaluators that still need its source."""
         for name in self.wanting(batch["source"]) if len(batch["id"]) else ():
             with self.isolated(name):
                 self.evaluators[name].update(batch)
             self.beat()
 
     def state(self) -> dict[str, EvaluatorState]:
-        """The state of every evaluator that has not failed."""
+        """Return the state of every evaluator that has not failed."""
         states = {}
         for name, evaluator in self.evaluators.items():
             if name not in self.failures:
@@ -93,17 +93,17 @@ class Measurement:
         return states
 
     def load_state(self, states: Mapping[str, EvaluatorState]) -> None:
-        """Take over states in place of the present ones."""
+        """Load states in place of the present ones."""
         for name, state in states.items():
             with self.isolated(name):
                 self.evaluators[name].load_state(state)
 
     def fail(self, name: str, kind: Literal["error", "skipped"], reason: str) -> None:
-        """Have a row that says why this evaluator has no number; the first reason counts."""
+        """Note why this evaluator has no number, for its row; the first reason counts."""
         self.failures.setdefault(name, (kind, reason))
 
     def rows(self, remarks: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """Report rows of all evaluators in the order they were asked for.
+        """Make the report rows of all evaluators, in the order of `names`.
 
         Args:
             remarks: Warnings for every row.
@@ -129,15 +129,15 @@ class Measurement:
 
     @contextmanager
     def isolated(self, name: str) -> Iterator[None]:
-        """What an evaluator raises is noted and costs its own numbers only."""
+        """Note an error of an evaluator inside the `with`: it costs its own numbers only."""
         try:
             yield
-        except Exception as error:  # anything: whoever wrote the plug-in decides what it raises
+        except Exception as error:  # anything: a plug-in may raise any exception
             self.fail(name, "error", _described(error))
 
 
 def measure(measurement: Measurement, pictures: Pictures, batch_size: int) -> None:
-    """Show all pictures of a source to the evaluators that want them."""
+    """Pass all pictures of a source to the evaluators that need them."""
     size = max(batch_size, pictures.block)
     for first in range(0, len(pictures), size):
         if not measurement.wanting(pictures.source):
@@ -151,12 +151,12 @@ def _nothing() -> None:
 
 
 def _described(error: Exception) -> str:
-    """What it is, what it says, and where it was raised."""
+    """Format an error's type, its message, and where it was raised."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(place.filename).name}:{place.lineno}"
     return f"{type(error).__name__}: {one_line(error)} ({where})"
 
 
 def one_line(error: Exception) -> str:
-    """The message in one line of bounded length."""
+    """Return an error's message in one line of at most 500 characters."""
     return " ".join(str(error).split())[:500]

@@ -1,4 +1,4 @@
-"""Evaluation while a model is trained, and the best model so far."""
+"""Evaluation during training, and the best model so far."""
 
 import json
 import warnings
@@ -24,14 +24,14 @@ class Evaluation:
 
     Args:
         pipeline: The model that is trained.
-        reference: Captioned pictures: prompts, and what is compared with.
-        train: The training set, for evaluators that ask for it.
-        metrics: Evaluators.
+        reference: Captioned pictures, which give the prompts and are compared with.
+        train: The training set, for evaluators that need it.
+        metrics: Names of the evaluators.
         options: Evaluator -> its options.
         every: Pictures seen between two evaluations.
         num_images: Pictures to make.
-        keep_best: The row by which the best model is kept in `best/`; None keeps none.
-        seed: Of picture 0.
+        keep_best: Name of the row by which the best model is kept in `best/`; None keeps none.
+        seed: Seed of picture 0.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Evaluation:
     def __call__(
         self, pictures_seen: int, run_dir: Path, modules: nn.Module
     ) -> dict[str, float | str]:
-        """Every row that has a value, by its name; what failed is a warning.
+        """Measure, and return the value of every row that has one, by name; warn of failures.
 
         Raises:
-            ValueError: no row is called `keep_best`; names those that there are.
+            ValueError: no row is named `keep_best`; the message lists the names.
         """
         try:
             rows = evaluate_pipeline(
@@ -80,11 +80,14 @@ class Evaluation:
         return {row["name"]: row["value"] for row in rows if row["value"] is not None}
 
     def _keep_best(self, row: Mapping[str, Any], pictures_seen: int, run_dir: Path) -> None:
-        """Save the model, then the record: a kill in between leaves a model to be saved again."""
+        """Save a model that is the best so far, then the record.
+
+        A kill in between leaves a model that will be saved again.
+        """
         sign = 1 if row["higher_is_better"] else -1
         best = _record(run_dir / RECORD)
         if best is not None and best["pictures_seen"] >= pictures_seen:
-            best = None  # of a run that had gone on and was taken back
+            best = None  # of a later part of the run, which was discarded
         if row["value"] is None or (best and sign * row["value"] <= sign * best["value"]):
             return
         self.pipeline.save_pretrained(run_dir / BEST)

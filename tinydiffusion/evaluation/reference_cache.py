@@ -17,7 +17,7 @@ KEPT = ("reference", "train")
 
 
 def take_states(measurement: Measurement, pictures: Pictures, ids: Sequence[int]) -> list[str]:
-    """Give evaluators what they have made of the same pictures before; returns the remarks."""
+    """Load cached states of the same pictures into the evaluators, and return the remarks."""
     remarks: list[str] = []
     for name in measurement.wanting(pictures.source) if _not_begun(measurement, pictures) else ():
         key = _key(measurement, name, pictures, ids)
@@ -37,7 +37,7 @@ def take_states(measurement: Measurement, pictures: Pictures, ids: Sequence[int]
 
 
 def keep_states(measurement: Measurement, pictures: Pictures, ids: Sequence[int]) -> None:
-    """Keep what evaluators have made of all these pictures; broken pictures make that unsure."""
+    """Cache the evaluators' states of these pictures, once all are read and none is broken."""
     if measurement.done[pictures.source] < len(ids) or pictures.unreadable:
         return
     for name in measurement.wanting(pictures.source):
@@ -55,7 +55,7 @@ def keep_states(measurement: Measurement, pictures: Pictures, ids: Sequence[int]
 
 
 def source_state(state: EvaluatorState, source: str) -> EvaluatorState:
-    """The part of a state that holds all of one source; empty where keys do not tell."""
+    """Return the part of a state that belongs to one source; empty where a key names no source."""
     if not all(key.partition("/")[0] in SOURCES for key in state):
         return {}
     return {key: part for key, part in state.items() if key.startswith(f"{source}/")}
@@ -66,7 +66,11 @@ def _not_begun(measurement: Measurement, pictures: Pictures) -> bool:
 
 
 def _key(measurement: Measurement, name: str, pictures: Pictures, ids: Sequence[int]) -> str | None:
-    """Named by files, prompts, resize, evaluator, extractor and weights; never by a path."""
+    """Hash files, prompts, resize, evaluator, extractor and weights, but no path.
+
+    Returns:
+        The key; None where the content is unknown, or pictures of this source are not kept.
+    """
     content = pictures.content_key(ids)
     if pictures.source not in KEPT or content is None:
         return None

@@ -37,7 +37,7 @@ MAX_REFERENCE = 10**8
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for on the command line."""
+    """The settings that are given on the command line."""
 
     target: Path
     metrics: list[str]
@@ -48,7 +48,7 @@ class Request:
     captions: str  # see read_folder
     assume_extractor: str | None
     num_images: int | None
-    prompts: list[str]  # of a file; empty where there is none
+    prompts: list[str]  # read from a file; empty where there is none
     resize: int | list[int] | None
     guidance_scales: list[float]
     shard: Shard
@@ -81,7 +81,7 @@ def check_request(request: Request) -> None:
 def open_target(
     request: Request, measurement: Measurement, console: Console, processes: Processes
 ) -> Target:
-    """The pictures that these metrics need. Collective.
+    """Open the pictures that these metrics need. Collective.
 
     Raises:
         ValueError: something is missing, or pictures are of different shapes.
@@ -104,7 +104,7 @@ def open_target(
 
 
 def _check_column(request: Request, target: Target) -> None:
-    """Raise ConfigError where no folder has the caption column that is asked for."""
+    """Raise ConfigError where no folder has the requested caption column."""
     folders = [each for each in target.sources() if isinstance(each, FolderPictures)]
     column, there = request.caption_column, [name for each in folders for name in each.columns]
     if column is not None and column not in there:
@@ -174,13 +174,13 @@ def _check_model_flags(request: Request, pipeline: TextToImage) -> None:
 
 
 def _size_of(pipeline: TextToImage) -> tuple[int, int]:
-    """Height and width of a model's pictures."""
+    """Return height and width of a model's pictures."""
     _, height, width = pipeline.image_shape
     return height, width
 
 
 def _make_samples(request: Request, target: Target, console: Console, processes: Processes) -> None:
-    """Have the pictures that are measured be files. Collective."""
+    """Generate the pictures to be measured as files in `request.samples`. Collective."""
     assert request.samples is not None
     assert target.pipeline is not None
     assert target.sampling is not None
@@ -203,7 +203,7 @@ def _make_samples(request: Request, target: Target, console: Console, processes:
 def _reference_of_model(
     pipeline: TextToImage, request: Request, console: Console
 ) -> DatasetPictures | FolderPictures:
-    """The pictures to compare with, in the model's size."""
+    """Open the pictures to compare with, in the model's size."""
     config, size, data = pipeline.config, _size_of(pipeline), request.data
     if data not in (None, "train", "validation"):
         return _folder_for_model("reference", data, pipeline, request, console)
@@ -223,7 +223,7 @@ def _reference_of_model(
 
 
 def _captioned(reference: DatasetPictures | FolderPictures) -> Dataset:
-    """The reference as examples with captions."""
+    """Return the reference as examples with captions."""
     if isinstance(reference, DatasetPictures):
         return reference.dataset
     if not any(reference.prompts):
@@ -281,13 +281,13 @@ def _has_class_folders(name: str, options: dict[str, Any]) -> bool:
 
 
 def _columns(request: Request, *more: str) -> list[str]:
-    """Where captions may be, the first choice first."""
+    """List the columns that may hold captions, the first choice first."""
     asked = [request.caption_column] if request.caption_column else []
     return list(dict.fromkeys([*asked, *more, TEXT]))
 
 
 def _resized(pictures: Pictures | None) -> list[str]:
-    """That a folder's pictures are not of the model's size."""
+    """Return a remark where a folder's pictures were resized to the model's size."""
     if not isinstance(pictures, FolderPictures) or pictures.about()["resize"] is None:
         return []
     listed = ", ".join("{}x{}".format(*size) for size in sorted(pictures.sizes)[:3])
@@ -337,7 +337,7 @@ def _open_folder(request: Request, measurement: Measurement, console: Console) -
 
 
 def _check_prompts(generated: FolderPictures, measurement: Measurement) -> None:
-    """Metrics that read prompts have none of pictures without."""
+    """Mark metrics that read prompts as failed where a picture has none."""
     if all(generated.prompts):
         return
     number = sum(not prompt for prompt in generated.prompts)
@@ -350,6 +350,6 @@ def _check_prompts(generated: FolderPictures, measurement: Measurement) -> None:
 
 
 def _lack_of_prompts(pictures: FolderPictures) -> str:
-    """Why pictures of a folder have no prompt, and how to name another column."""
+    """Explain why pictures of a folder have no prompt, and how to name another column."""
     reason = pictures.refusal or describe(pictures.unprompted())
     return f"{reason}; --caption-column names another column, --captions folder takes sub-folders"

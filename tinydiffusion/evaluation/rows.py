@@ -22,7 +22,7 @@ ROW_KEYS = ("name", "value", "n", "ci95", "higher_is_better", "details", "warnin
 
 
 def report_row(score: Score, evaluator: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of a report, JSON-able: numbers that are not finite become None and are named."""
+    """Make a JSON-able row of a report; numbers that are not finite become None and are named."""
     row = score._asdict()
     row["ci95"] = None if score.ci95 is None else list(score.ci95)
     row["per_picture"] = {str(key): value for key, value in score.per_picture.items()}
@@ -38,7 +38,7 @@ def report_row(score: Score, evaluator: str, provenance: Mapping[str, Any]) -> d
 
 
 def finite(value: Any) -> Any:
-    """The value with lists for tuples and with None for every NaN and infinity inside."""
+    """Replace tuples inside a value by lists, and every NaN and infinity by None."""
     if isinstance(value, Mapping):
         return {key: finite(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
@@ -47,7 +47,7 @@ def finite(value: Any) -> Any:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether there is no NaN and no infinity inside."""
+    """Return whether a value has no NaN and no infinity inside."""
     if isinstance(value, Mapping):
         return all(map(_is_finite, value.values()))
     if isinstance(value, list | tuple):
@@ -64,8 +64,8 @@ def write_report(
     """Write the report as JSON; a reader sees the whole of it, or the report before.
 
     Args:
-        file: Where.
-        rows: Its `results`.
+        file: Path of the report.
+        rows: The `results` of the report.
         context: What was measured, how.
         more: Further sections.
     """
@@ -81,7 +81,7 @@ def write_report(
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """A report that `write_report` wrote.
+    """Read a report that `write_report` wrote.
 
     Raises:
         ValueError: there is no such file, or it is no report.
@@ -115,7 +115,7 @@ def _check_report(file: Path, report: Mapping[str, Any]) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, for the report."""
+    """Return versions and machine, for the report."""
     packages = ("torch", "diffusers", "open_clip_torch", "pillow", "numpy")
     return {
         "tinydiffusion": __version__,
@@ -159,25 +159,25 @@ def print_sweep(sweep: Sequence[Mapping[str, Any]]) -> None:
 
 
 def stdout_console() -> Console:
-    """Standard output; where that is no terminal, wide enough for every column."""
+    """Make a console on standard output; without a terminal it is wide enough for all columns."""
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=120)
 
 
 def shown_value(row: Mapping[str, Any]) -> str:
-    """The value to four digits, or why there is none in a word."""
+    """Format the value to four digits; without a value, return "skipped" or "failed"."""
     if row["value"] is None:
         return "skipped" if "skipped" in row else "failed"
     return f"{row['value']:.4g}"
 
 
 def shown_interval(row: Mapping[str, Any]) -> str:
-    """The 95 % interval, empty where there is none."""
+    """Format the 95 % interval; empty where there is none."""
     return "" if row["ci95"] is None else "{:.4g} - {:.4g}".format(*row["ci95"])
 
 
 def shown_floor(row: Mapping[str, Any]) -> str:
-    """What perfect pictures would reach, with the number that may be held against it."""
+    """Format the floor, which perfect pictures would reach, with the value comparable to it."""
     floor, value = row["details"].get("floor"), row["details"].get("at_floor_n")
     if floor is None:
         return ""

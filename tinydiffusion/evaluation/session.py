@@ -21,16 +21,16 @@ from tinydiffusion.runtime.parts import Shard, difference, share
 
 
 class Saving(NamedTuple):
-    """Where and how often a measurement is kept."""
+    """File and interval with which a measurement is saved."""
 
     file: Path
     every: int  # pictures
 
 
 def shard_ids(pictures: Pictures, shard: Shard) -> list[int]:
-    """List the numbers of one part: whole blocks that follow each other, as `parts.share` has them.
+    """List the picture numbers of one shard: consecutive whole blocks, divided by `parts.share`.
 
-    The parts of processes that share a part are the parts of a finer division.
+    Where processes share a shard, their parts are the shards of a finer division.
     """
     size, total = pictures.block, len(pictures)
     blocks = share(range(-(-total // size)), shard)
@@ -47,14 +47,14 @@ def run_session(
     batch_size: int,
     console: Console,
 ) -> list[str]:
-    """Remarks on the pictures, after all evaluators have seen all that they need.
+    """Pass all pictures of a shard to the evaluators that need them, and return the remarks.
 
     Args:
-        measurement: Takes the pictures in.
+        measurement: Receives the pictures.
         sources: The pictures, one entry per source.
         context: See `StateFile`.
-        shard: Which pictures are looked at.
-        saving: Where to keep the state; a file that is there is gone on from.
+        shard: The part of the pictures to measure.
+        saving: Where to save the state; an existing file is continued.
         batch_size: Pictures read together; alters no number.
         console: For the progress bar.
 
@@ -104,7 +104,7 @@ def _look_at(
 
 
 def earlier_state(file: Path, context: dict[str, Any], shard: Shard) -> StateFile:
-    """What an earlier call has saved.
+    """Read the state that an earlier call has saved.
 
     Raises:
         ValueError: the file is damaged, or of another evaluation.

@@ -1,4 +1,4 @@
-"""One evaluation by several processes: each looks at a part of the pictures, then they are one."""
+"""One evaluation by several processes: each measures some pictures, then states are merged."""
 
 import glob
 import re
@@ -29,13 +29,13 @@ GO_ON = "each goes on with its own part: start as many again, or remove it"
 
 @dataclass(frozen=True)
 class SharedSession:
-    """How the pictures of an evaluation are looked at by all processes.
+    """An evaluation whose pictures are divided among all processes.
 
     Attributes:
         context: See `StateFile`.
         batch_size: Pictures read together; alters no number.
         console: For the progress bar.
-        processes: Those that share the pictures.
+        processes: The processes that share the pictures.
         watchdog: Watches each process at work, but not while it waits for others.
     """
 
@@ -52,10 +52,14 @@ class SharedSession:
         shard: Shard = WHOLE,
         saving: Saving | None = None,
     ) -> list[str]:
-        """As `run_session`, which each process does for its part; then all know the whole.
+        """Call `run_session` for this process's part, then merge all parts. Collective.
 
-        On the way each process saves its part in a file beside the named one, which is written at
-        the end. As many processes can go on from the parts. Collective.
+        Afterwards every process has the merged state. Meanwhile each process saves its part in a
+        file beside the named one, which is written at the end. The same number of processes can
+        continue from the parts.
+
+        Returns:
+            The remarks on the pictures.
 
         Raises:
             ValueError: as `run_session`; or the state was begun by another number of processes.
@@ -81,7 +85,7 @@ class SharedSession:
         shard: Shard,
         saving: Saving | None,
     ) -> StateFile:
-        """Look at this process's part of the shard, and return what it has seen."""
+        """Measure this process's part of the shard, and return its state."""
         (number, count), processes = shard, self.processes
         own = ((number - 1) * processes.count + processes.rank + 1, count * processes.count)
         if saving is not None:
@@ -104,7 +108,7 @@ class SharedSession:
         )  # fmt: skip
 
     def _finished(self, file: Path, shard: Shard) -> StateFile | None:
-        """What several processes have finished before, if anything.
+        """Read the state that several processes have finished before; None where there is none.
 
         Raises:
             ValueError: the state was begun by another number of processes.
@@ -115,7 +119,7 @@ class SharedSession:
                     raise ValueError(f"{path} was begun by {begun} processes; {GO_ON}")
             return None
         if self.processes.count == 1:
-            return None  # `run_session` goes on from it
+            return None  # `run_session` continues from it
         state = earlier_state(file, self.context, shard)
         if not state.complete:
             raise ValueError(f"{file} was begun by one process; {GO_ON}")
@@ -133,7 +137,7 @@ def _merge(parts: Sequence[StateFile]) -> StateFile:
 
 
 def _parts(file: Path) -> dict[Path, int]:
-    """The files in which processes have saved their parts -> how many processes there were."""
+    """Map each file in which a process has saved its part to the number of processes."""
     named = re.compile(re.escape(file.name) + r"\.\d+-of-(\d+)")
     found = ((p, named.fullmatch(p.name)) for p in file.parent.glob(f"{glob.escape(file.name)}.*"))
     return {path: int(match[1]) for path, match in found if match}

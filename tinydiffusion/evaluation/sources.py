@@ -32,7 +32,7 @@ class Pictures(Protocol):
 
     @property
     def notes(self) -> Mapping[str, int]:
-        """What was done to the pictures that have been read -> to how many of them."""
+        """What was done to the pictures that have been read -> number of pictures."""
         ...
 
     @property
@@ -41,19 +41,19 @@ class Pictures(Protocol):
         ...
 
     def read(self, ids: Sequence[int]) -> EvalBatch:
-        """The pictures with these numbers, those left out that cannot be read."""
+        """Read the pictures with these numbers, without those that cannot be read."""
         ...
 
     def about(self) -> dict[str, Any]:
-        """JSON-able: what decides the pixels."""
+        """Return what the pixels depend on, JSON-able."""
         ...
 
     def content_key(self, ids: Sequence[int]) -> str | None:
-        """What pixels and prompts of these numbers depend on, as a hash; None: not known."""
+        """Hash what pixels and prompts of these numbers depend on; None where it is unknown."""
         ...
 
     def remarks(self) -> list[str]:
-        """What is to be said of the pictures beside every number."""
+        """List the remarks on the pictures, which are warnings for every number."""
         ...
 
 
@@ -95,16 +95,16 @@ class DatasetPictures:
         return list(first_usable(self.dataset)["image"].shape)
 
     def about(self) -> dict[str, Any]:
-        """Tell how many there are, their shape and their content."""
+        """Return number, shape and content hash of the pictures."""
         shape = self._shape()
         content = json.dumps([list(self._fingerprints().items()), len(self), shape])
         sha256 = hashlib.sha256(content.encode()).hexdigest()
         return {"n": len(self), "shape": shape, "sha256": sha256}
 
     def _fingerprints(self) -> Mapping[str, str]:
-        """Hash captions and pixels: those of the whole set where it knows them by heart.
+        """Return hashes of captions and pixels: those that the data set stores, of the whole set.
 
-        Else of the examples that are used, of which at most SURVEYED are read.
+        If it stores none, those of the examples that are used, of which at most SURVEYED are read.
         """
         if isinstance(self.dataset, Fingerprinted) and (known := self.dataset.fingerprints()):
             return known
@@ -112,21 +112,21 @@ class DatasetPictures:
         return {example["id"]: fingerprint(example) for example in examples}
 
     def content_key(self, ids: Sequence[int]) -> str | None:
-        """None: to know the pixels they would all have to be read."""
+        """Return None: all pictures would have to be read for a hash."""
         del ids
 
     def remarks(self) -> list[str]:
-        """None."""
+        """Return no remarks."""
         return []
 
 
 class ModelPictures:
-    """What a model makes of prompts, picture i with seed + i, whenever it is asked for.
+    """Pictures that a model generates from prompts when they are read, picture i with seed + i.
 
     Args:
         pipeline: The model.
         prompts: One per picture.
-        seed: Of picture 0.
+        seed: Seed of picture 0.
         batch_size: Pictures made together.
         sampling: Sampler, steps, guidance; None = the model's defaults.
 
@@ -158,7 +158,7 @@ class ModelPictures:
         return len(self.prompts)
 
     def read(self, ids: Sequence[int]) -> EvalBatch:
-        """The pictures with these numbers, which follow each other, made now."""
+        """Generate the pictures with these numbers, which must be consecutive."""
         assert list(ids) == list(range(ids[0], ids[0] + len(ids))), ids
         prompts = [self.prompts[i] for i in ids]
         images = self.pipeline.generate(
@@ -167,21 +167,21 @@ class ModelPictures:
         return eval_batch(self.source, ids, images, prompts)
 
     def about(self) -> dict[str, Any]:
-        """How many there are, and their shape."""
+        """Return number and shape of the pictures."""
         return {"n": len(self), "shape": list(self.pipeline.image_shape)}
 
     def content_key(self, ids: Sequence[int]) -> str | None:
-        """None: nothing is kept of what a model makes."""
+        """Return None: nothing is cached of what a model generates."""
         del ids
 
     def remarks(self) -> list[str]:
-        """None."""
+        """Return no remarks."""
         return []
 
 
 def eval_batch(
     source: str, ids: Sequence[int], images: UInt8[Tensor, "N C H W"], prompts: Sequence[str]
 ) -> EvalBatch:
-    """A batch of numbered pictures."""
+    """Make a batch of numbered pictures."""
     numbers = torch.tensor(ids, dtype=torch.int64)
     return {"source": source, "id": numbers, "image": images, "prompt": list(prompts)}

@@ -1,4 +1,4 @@
-"""A measurement on disk: to go on after a crash, and to put shards together."""
+"""A measurement on disk: to continue after a crash, and to merge shards."""
 
 import json
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ States = dict[str, EvaluatorState]
 
 @dataclass
 class StateFile:
-    """What one process has measured of a larger whole.
+    """The state of one part of an evaluation.
 
     Attributes:
         context: What is measured and how; parts of one evaluation have its `identity` in common.
         shard: Which part this is, of how many.
         states: Evaluator -> state.
-        progress: What `Measurement` knows besides: done, given, failures.
+        progress: What `Measurement` holds besides: done, given, failures, facts.
         remarks: Warnings for every row.
-        complete: Whether all pictures of the part have been looked at.
+        complete: Whether all pictures of the part have been measured.
     """
 
     context: dict[str, Any]
@@ -42,7 +42,7 @@ class StateFile:
 
 
 def save_state(file: Path, state: StateFile) -> None:
-    """Write it; a reader sees the whole of it, or the one before."""
+    """Write a state to a file; a reader sees the whole of it, or the state before."""
     tensors: dict[str, Tensor] = {}
     merging: dict[str, str] = {}
     for name, parts in state.states.items():
@@ -58,7 +58,7 @@ def save_state(file: Path, state: StateFile) -> None:
 
 
 def read_state(file: Path) -> StateFile:
-    """What `save_state` wrote.
+    """Read a state that `save_state` wrote.
 
     Raises:
         ValueError: there is no such file, it is damaged, or it is something else.
@@ -83,7 +83,7 @@ def read_state(file: Path) -> StateFile:
 
 
 def progress_of(measurement: Measurement) -> dict[str, Any]:
-    """What the measurement knows besides the states, JSON-able."""
+    """Return what the measurement holds besides the states, JSON-able."""
     return {
         "done": measurement.done,
         "given": {source: sorted(names) for source, names in measurement.given.items()},
@@ -93,7 +93,7 @@ def progress_of(measurement: Measurement) -> dict[str, Any]:
 
 
 def resume(measurement: Measurement, state: StateFile) -> None:
-    """Have the measurement go on where the state was saved."""
+    """Load a saved state, so that the measurement continues from it."""
     measurement.load_state(state.states)
     measurement.done |= state.progress["done"]
     measurement.facts |= state.progress["facts"]
@@ -104,7 +104,7 @@ def resume(measurement: Measurement, state: StateFile) -> None:
 
 
 def merged(files: Sequence[Path]) -> StateFile:
-    """The whole that these shards are the parts of.
+    """Read the state files of all shards of an evaluation, and merge them.
 
     Raises:
         ValueError: one is damaged, unfinished or of another evaluation, comes twice or is missing.
@@ -119,7 +119,7 @@ def merged(files: Sequence[Path]) -> StateFile:
 
 
 def merge_parts(parts: Sequence[StateFile]) -> StateFile:
-    """The whole of these parts, in their order."""
+    """Merge the states of these parts, in their order."""
     whole = StateFile(parts[0].context, complete=True)
     whole.progress = {"done": {}, "given": {}, "failures": {}, "facts": {}}
     for part in parts:
@@ -132,7 +132,7 @@ def merge_parts(parts: Sequence[StateFile]) -> StateFile:
 
 
 def merge_states(states: Sequence[EvaluatorState]) -> EvaluatorState:
-    """The state of all pictures together: each tensor by sum or by concatenation."""
+    """Merge states into that of all pictures: each tensor by sum or by concatenation."""
     merged: EvaluatorState = {}
     for key, (_, how) in states[0].items():
         tensors = [state[key][0] for state in states]

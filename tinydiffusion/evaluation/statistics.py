@@ -1,4 +1,4 @@
-"""`tinydiffusion statistics`: what a metric has to know of its reference, in one file."""
+"""`tinydiffusion statistics`: what a metric needs of its reference, in one file."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def statistics(
     """Write the statistics of a folder's pictures.
 
     Returns:
-        The exit code: 1 where a picture cannot be read.
+        The exit code: 1 where a picture cannot be read, else 0.
     """
     evaluators = build_evaluators([metric], options)
     evaluator = evaluators[metric]

@@ -23,11 +23,11 @@ MOMENTS = ("reference/n", "reference/total", "reference/outer")
 
 
 class StatisticsFile:
-    """What is known of reference pictures without having them.
+    """Statistics of reference pictures, which stand in for the pictures.
 
     Args:
         path: A `.npz` file with the arrays `mu` and `sigma`; ours have a `meta` too.
-        assumed: The extractor that a file of another program was made with, as the user says.
+        assumed: The extractor that the user names for a file of another program.
 
     Raises:
         ValueError: no such file, it is damaged, or it has no such arrays.
@@ -49,16 +49,16 @@ class StatisticsFile:
         self._check()
 
     def about(self) -> dict[str, Any]:
-        """Path, content, and what the file says of itself."""
+        """Return path, content hash, and the file's own description of the pictures."""
         pictures = (self.meta or {}).get("pictures", {})
         return {"path": str(self.path), "sha256": self.sha256, "assumed": self.assumed, **pictures}
 
     def give(self, measurement: Measurement, *, load: bool = True) -> None:
-        """Have every evaluator know its reference; one that does not fit has an error row.
+        """Load the reference into every evaluator; one that does not fit gets an error row.
 
         Args:
-            measurement: Of the evaluators.
-            load: Whether to load it; of the parts of one evaluation, one does.
+            measurement: Holds the evaluators.
+            load: Whether to load it; exactly one part of an evaluation does.
         """
         for name in measurement.wanting("reference"):
             with measurement.isolated(name):
@@ -74,7 +74,7 @@ class StatisticsFile:
                 measurement.facts.setdefault(name, {}).update(facts)
 
     def remarks(self) -> list[str]:
-        """That nothing proves what another program's file was made with."""
+        """Return the file's remarks; another program's gets one: its extractor is unproven."""
         if self.meta is not None:
             return list(self.meta["remarks"])
         unsaid = "" if "n" in self.arrays else ", nor how many pictures (n_reference is a guess)"
@@ -84,7 +84,7 @@ class StatisticsFile:
         ]
 
     def _own(self, name: str, evaluator: Evaluator) -> EvaluatorState:
-        """The state that was saved, once it is sure to be of the same extractor."""
+        """Return the saved state, after a check that it is of the same extractor."""
         assert self.meta is not None
         now, then = _comparable(evaluator.provenance()), _comparable(self.meta["provenance"])
         for key in dict.fromkeys([*now, *then]):
@@ -100,7 +100,7 @@ class StatisticsFile:
         return {key: (arrays[key], how) for key, how in merging.items()}
 
     def _foreign(self, name: str, evaluator: Evaluator) -> EvaluatorState:
-        """Mean and covariance as moments of one fold, so that there is no floor."""
+        """Convert mean and covariance to moments of one fold, so that there is no floor."""
         extractor, state = evaluator.provenance()["extractor"], evaluator.state()
         if not set(MOMENTS) <= state.keys():
             raise StatisticsError(f"{name} needs reference pictures, not their mean and covariance")
@@ -149,17 +149,17 @@ class StatisticsError(ValueError):
 def write_statistics(
     file: Path, name: str, evaluator: Evaluator, pictures: dict[str, Any], remarks: list[str]
 ) -> None:
-    """Write what an evaluator knows of its reference; `mu` and `sigma` too where it has moments.
+    """Write an evaluator's state of its reference, with `mu` and `sigma` where it has moments.
 
     Args:
-        file: Where.
-        name: Of the metric.
-        evaluator: Has seen all reference pictures.
-        pictures: What they are.
-        remarks: On the pictures.
+        file: Path to write to.
+        name: Name of the metric.
+        evaluator: An evaluator that has seen all reference pictures.
+        pictures: Description of the pictures.
+        remarks: Remarks on the pictures.
 
     Raises:
-        ValueError: the evaluator's state does not tell the reference from other pictures.
+        ValueError: the evaluator's state does not separate the reference from other pictures.
     """
     state = source_state(evaluator.state(), "reference")
     if not state:
@@ -190,7 +190,7 @@ def _mean_and_covariance(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _comparable(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes features comparable: all but the versions of packages."""
+    """Return what makes features comparable: all but the versions of packages."""
     return {key: value for key, value in provenance.items() if key != "packages"}
 
 
@@ -199,6 +199,6 @@ def _in_first_of(folds: int, value: Tensor) -> Tensor:
 
 
 def _ids_of_first_fold(n: int) -> Tensor:
-    """Numbers that evaluators put into the first of their folds."""
+    """Return n numbers that evaluators put into the first of their folds."""
     numbers = torch.arange(3 * n + 8, dtype=torch.float64)
     return numbers[torch.frac(numbers * 0.6180339887498949) < 0.5][:n].long()

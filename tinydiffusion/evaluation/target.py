@@ -33,13 +33,13 @@ class Target:
     """Pictures of every source that the metrics need, ready to be read.
 
     Attributes:
-        generated: What is measured.
-        reference: What it is compared with, where a metric needs it.
-        train: What the model was trained on, likewise.
-        context: What makes the numbers what they are.
+        generated: The pictures to be measured.
+        reference: The pictures to compare with, where a metric needs them.
+        train: The model's training pictures, where a metric needs them.
+        context: What the numbers depend on.
         remarks: Warnings for every row.
-        pipeline: The model, where it is one.
-        sampling: How it makes pictures.
+        pipeline: The model, where one is measured.
+        sampling: The model's sampling settings.
     """
 
     generated: Pictures
@@ -51,12 +51,12 @@ class Target:
     sampling: SamplingConfig | None = None
 
     def sources(self) -> list[Pictures]:
-        """Those that can be looked at."""
+        """List the sources whose pictures can be read."""
         each = (self.generated, self.reference, self.train)
         return [p for p in each if p is not None and not isinstance(p, StatisticsFile)]
 
     def describe(self, measurement: Measurement, told: Mapping[str, Any]) -> None:
-        """Complete the context by what the metrics were made with and the pictures' contents.
+        """Complete the context with the metrics' options and the pictures' contents.
 
         Args:
             measurement: The metrics.
@@ -95,11 +95,11 @@ def evaluate_pipeline(
 
     Args:
         pipeline: The model.
-        evaluators: By name; with none nothing is generated.
+        evaluators: Name -> evaluator; without any, nothing is generated.
         reference: Captioned pictures.
         num_images: Pictures to make.
-        seed: Of picture 0.
-        train: What it was trained on, for evaluators that ask for it.
+        seed: Seed of picture 0.
+        train: The model's training set, for evaluators that need it.
         sampling: Sampler, steps, guidance; None = the model's defaults.
     """
     measurement = Measurement(evaluators)
@@ -120,15 +120,15 @@ def model_target(
     sampling: SamplingConfig | None = None,
     folder: Path | None = None,
 ) -> Target:
-    """Pair the pictures that a model makes of captions of its reference set with that set.
+    """Pair the pictures that a model generates from captions of a reference set with that set.
 
     Args:
         pipeline: The model.
         measurement: What is to be measured.
         reference: Captioned pictures.
-        train: What the model was trained on.
+        train: The model's training set.
         num_images: Pictures to make.
-        seed: Of picture 0.
+        seed: Seed of picture 0.
         sampling: Sampler, steps, guidance; None = the model's defaults.
         folder: Where the model is saved, for the context of a report.
     """
@@ -146,7 +146,7 @@ def model_target(
 def measure_target(
     measurement: Measurement, target: Target, console: Console
 ) -> list[dict[str, Any]]:
-    """Show the evaluators all that they need, in this process, and return the rows."""
+    """Pass the evaluators all pictures that they need, in this process, and return the rows."""
     remarks = run_session(
         measurement, target.sources(), target.context, shard=WHOLE, saving=None,
         batch_size=BATCH, console=console,
@@ -160,11 +160,11 @@ def reference_pictures(reference: Dataset, num_images: int) -> DatasetPictures:
 
 
 def model_context(folder: Path, generated: ModelPictures) -> dict[str, Any]:
-    """Say which model makes the pictures, and how.
+    """Describe which model generates the pictures, and how.
 
     Args:
-        folder: Where it is saved.
-        generated: Its pictures.
+        folder: Folder of the model.
+        generated: Pictures of the model.
     """
     with (folder / "network" / WEIGHTS).open("rb") as weights:
         digest = hashlib.file_digest(weights, "sha256").hexdigest()
@@ -191,7 +191,7 @@ def save_report(
     """Write the report of an evaluation: its rows, their context, and pictures of both.
 
     Args:
-        file: Where.
+        file: Path of the report.
         target: What was measured, described.
         measurement: The metrics, for their figures.
         rows: The results.

@@ -1,4 +1,4 @@
-"""The loss on held-out pictures, on the way of a run."""
+"""The loss on held-out pictures, during a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ class ValidationLoss:
     def __call__(
         self, pictures_seen: int, run_dir: Path, modules: nn.Module
     ) -> dict[str, float | str]:
-        """Means over the pictures: of the loss, and of what else the objective reports."""
+        """Compute means over the pictures, of the loss and of what else the objective reports."""
         totals: dict[str, float] = {}
         for batch in self.batches:
             batch = on_tensors(batch, lambda tensor: tensor.to(self.device))

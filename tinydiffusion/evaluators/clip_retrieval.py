@@ -18,7 +18,7 @@ CHUNK = 512
 
 
 class Similarities(NamedTuple):
-    """What is kept of the cosines of N pictures with M different prompts."""
+    """The kept part of the cosines of N pictures with M different prompts."""
 
     found: Found  # the prompts that are among the nearest of a picture
     own: Float[Tensor, "N"]  # cosine of picture and own prompt
@@ -50,13 +50,13 @@ class CLIPRetrieval(RowsEvaluator):
         self.clip = shared_clip(model, pretrained)
 
     def columns(self, batch: EvalBatch) -> Columns:
-        """Embeddings of picture and prompt, and the prompt's tokens."""
+        """Embed picture and prompt, and keep the prompt's tokens."""
         texts = self.clip.encode_texts(batch["prompt"])
         pictures = self.clip.encode_images(batch["image"])
         return {"picture": pictures, "text": texts.features, "tokens": texts.tokens}
 
     def compute(self) -> list[Score]:
-        """Rows `clip_retrieval[model]@1`, `@5` and `/shuffle_gap`, the last in points of 100.
+        """Compute the rows `clip_retrieval[model]@1`, `@5` and `/shuffle_gap`, the last times 100.
 
         Raises:
             ValueError: there are fewer than two different prompts.
@@ -71,7 +71,7 @@ class CLIPRetrieval(RowsEvaluator):
         return [row._replace(warnings=[*warnings, *row.warnings]) for row in (*recalls, gap)]
 
     def provenance(self) -> dict[str, Any]:
-        """What makes the numbers comparable."""
+        """Return what makes the numbers comparable."""
         return self.clip.provenance()
 
     def _similarities(self) -> tuple[Int[Tensor, "N"], Similarities]:
@@ -98,13 +98,13 @@ def compare(
     own: Int[Tensor, "N"],
     counts: Int[Tensor, "M"],
 ) -> Similarities:
-    """The cosines of unit vectors, in pieces that fit into memory.
+    """Compute the cosines of unit vectors, in pieces that fit into memory.
 
     Args:
-        pictures: One per picture.
-        texts: One per different prompt.
-        own: The prompt of each picture.
-        counts: How many pictures have the prompt.
+        pictures: Embedding of each picture.
+        texts: Embedding of each different prompt.
+        own: Index of each picture's prompt.
+        counts: Number of pictures of each prompt.
     """
     found, own_cosine, row = [], [], []
     column = torch.zeros(len(texts), dtype=texts.dtype)
@@ -123,11 +123,11 @@ def compare(
 
 
 def _found(cosine: Float[Tensor, "B M"], first: int) -> Int[Tensor, "3 R"]:
-    """Find the nearest prompts of pictures, as the rows of `Found`; a tie is no hit of either.
+    """Find the nearest prompts of pictures, as the rows of `Found`; a tie is no hit for either.
 
     Args:
-        cosine: Of B pictures with the M different prompts.
-        first: Place of the first of the pictures.
+        cosine: Cosines of B pictures with the M different prompts.
+        first: Index of the first of the pictures.
     """
     top = cosine.topk(min(MAX_RANK, cosine.shape[1]))
     ahead = torch.stack([(cosine >= t[:, None]).sum(dim=1) - 1 for t in top.values.T], dim=1)
@@ -136,7 +136,7 @@ def _found(cosine: Float[Tensor, "B M"], first: int) -> Int[Tensor, "3 R"]:
 
 
 def _shuffle_gap(name: str, ids: Sequence[int], found: Similarities) -> Score:
-    """Mean own cosine minus the mean over all foreign pairs, and its jackknife interval."""
+    """Compute the mean own cosine minus that of all foreign pairs, and its jackknife interval."""
     n, num_pairs = len(ids), found.pairs.sum()
     per_picture = 100 * (found.own - found.row * n / num_pairs)
     value = per_picture.mean().item()

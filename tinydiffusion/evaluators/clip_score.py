@@ -36,14 +36,14 @@ class CLIPScore(RowsEvaluator):
         self.clip = shared_clip(model, pretrained)
 
     def columns(self, batch: EvalBatch) -> Columns:
-        """Cosine of picture and prompt, and whether the prompt was cut to fit."""
+        """Compute the cosine of picture and prompt, and whether the prompt was cut to fit."""
         pictures = self.clip.encode_images(batch["image"]).cpu()
         texts = self.clip.encode_texts(batch["prompt"])
         cosine = cosine_similarity(pictures.double(), texts.features.double())
         return {"cosine": cosine, "truncated": texts.truncated}
 
     def compute(self) -> list[Score]:
-        """One row, `clip_score[model]`, with the 95 % interval of the mean.
+        """Compute the row `clip_score[model]` with the 95 % interval of the mean.
 
         Raises:
             ValueError: there was no generated picture.
@@ -68,7 +68,7 @@ class CLIPScore(RowsEvaluator):
         ]
 
     def provenance(self) -> dict[str, Any]:
-        """What makes the number comparable."""
+        """Return what makes the number comparable."""
         return self.clip.provenance()
 
 

@@ -41,7 +41,7 @@ class CMMD(FeatureRows):
         super().__init__(image_tower(model, pretrained))
 
     def compute(self) -> list[Score]:
-        """One row, `cmmd[model]`, with its jackknife interval.
+        """Compute the row `cmmd[model]` with its jackknife interval.
 
         Raises:
             ValueError: there are fewer than two pictures of a source.
@@ -63,12 +63,12 @@ class CMMD(FeatureRows):
         ]
 
     def provenance(self) -> dict[str, Any]:
-        """What makes the number comparable."""
+        """Return what makes the number comparable."""
         return provenance(self.extractor.spec(), "open_clip_torch", "pillow")
 
 
 def gaussian(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"]) -> Float[Tensor, "N M"]:
-    """exp(-|x - y|² / (2 sigma²)) for unit vectors, for which |x - y|² = 2 - 2 x·y."""
+    """Compute exp(-|x - y|² / (2 sigma²)) for unit vectors, for which |x - y|² = 2 - 2 x·y."""
     return torch.exp((x @ y.T - 1) / SIGMA**2)
 
 

@@ -51,18 +51,18 @@ class CopyRate(RowsEvaluator, Illustrated):
         self._found: dict[str, Nearest] = {}
 
     def columns(self, batch: EvalBatch) -> Columns:
-        """The small picture."""
+        """Average each picture to size x size pixels, as uint8."""
         self._found = {}
         small = (self.extractor(batch["image"]) * 255).round().byte()
         return {"picture": small.unflatten(1, (3, self.size, self.size))}
 
     def load_state(self, state: EvaluatorState) -> None:
-        """Take over a (merged) state in place of the present one."""
+        """Load a (merged) state in place of the present one."""
         self._found = {}
         super().load_state(state)
 
     def compute(self) -> list[Score]:
-        """One row, `copy_rate`; the closest pairs are in its details.
+        """Compute the row `copy_rate`, with the closest pairs in its details.
 
         Raises:
             ValueError: a source has no picture, or the training pictures are all the same.
@@ -94,7 +94,7 @@ class CopyRate(RowsEvaluator, Illustrated):
         ]
 
     def figures(self) -> Mapping[str, UInt8[Tensor, "3 H W"]]:
-        """`copy_rate`: the closest pairs row by row, generated left, training picture right.
+        """Draw `copy_rate`: the closest pairs row by row, generated left, training picture right.
 
         The training picture is mirrored where the generated one is nearest to its mirror image.
         """
@@ -110,11 +110,11 @@ class CopyRate(RowsEvaluator, Illustrated):
         return {"copy_rate": rearrange(pairs, "(r k) c h w -> c (r h) (k w)", k=4)}
 
     def provenance(self) -> dict[str, Any]:
-        """What makes the number comparable."""
+        """Return what makes the number comparable."""
         return provenance(self.extractor.spec())
 
     def _nearest(self, source: str) -> Nearest:
-        """The nearest training pictures of a source, searched once per state."""
+        """Find the nearest training pictures of a source, once per state."""
         if source not in self._found:
             pictures = self._pictures(source)
             if source == "reference" and len(pictures) > MAX_HELD_OUT:
@@ -124,13 +124,13 @@ class CopyRate(RowsEvaluator, Illustrated):
         return self._found[source]
 
     def _pictures(self, source: str) -> UInt8[Tensor, "N 3 S S"]:
-        """The small pictures of a source in id order."""
+        """Return the small pictures of a source in id order."""
         if not len(self.tables[source]):
             raise ValueError(f"copy_rate got no {source} picture; it needs {', '.join(self.needs)}")
         return self.tables[source].tensor("picture").byte()
 
     def _pair(self, place: int) -> dict[str, Any]:
-        """One of the closest pairs, JSON-able."""
+        """Describe one of the closest pairs, JSON-able."""
         found = self._nearest("generated")
         return {
             "generated": self.tables["generated"].ids()[place],
@@ -141,7 +141,7 @@ class CopyRate(RowsEvaluator, Illustrated):
 
 
 def _closest(found: Nearest) -> list[int]:
-    """Places of the closest pairs, closest first."""
+    """Return the indices of the closest pairs, closest first."""
     return found.distance.argsort(stable=True)[:NUM_PAIRS].tolist()
 
 

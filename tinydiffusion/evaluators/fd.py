@@ -1,4 +1,4 @@
-"""Fréchet distance in the features of any extractor; its row says which."""
+"""Fréchet distance in the features of any extractor, which its row names."""
 
 from typing import Any
 

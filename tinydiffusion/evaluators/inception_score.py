@@ -54,7 +54,7 @@ class InceptionScore(FeatureRows):
         )
 
     def compute(self) -> list[Score]:
-        """One row, `inception_score`.
+        """Compute the row `inception_score`.
 
         Raises:
             ValueError: there are fewer pictures than splits.
@@ -79,12 +79,12 @@ class InceptionScore(FeatureRows):
         ]
 
     def provenance(self) -> dict[str, Any]:
-        """What makes the number comparable."""
+        """Return what makes the number comparable."""
         return super().provenance() | {"splits": self.splits, "seed": self.seed}
 
 
 def _score(logits: Float[Tensor, "N classes"]) -> float:
-    """exp(mean KL(p(y|x) || p(y))) of one split."""
+    """Compute exp(mean KL(p(y|x) || p(y))) of one split."""
     log_p = logits.log_softmax(dim=1)
     p = log_p.exp()
     divergence = (p * (log_p - p.mean(dim=0).log())).sum(dim=1)

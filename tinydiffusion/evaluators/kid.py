@@ -66,7 +66,7 @@ class KID(FeatureRows):
         )
 
     def compute(self) -> list[Score]:
-        """One row, `kid`.
+        """Compute the row `kid`.
 
         Raises:
             ValueError: there are too few pictures.
@@ -88,14 +88,14 @@ class KID(FeatureRows):
         return [Score(name, value, len(x), interval, False, details, warnings)]
 
     def provenance(self) -> dict[str, Any]:
-        """What makes the number comparable."""
+        """Return what makes the number comparable."""
         subsets = {"size": self.subset_size, "number": self.num_subsets, "seed": self.seed}
         return super().provenance() | {"subsets": subsets if self.subset_size else None}
 
     def _of_subsets(
         self, x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], size: int
     ) -> Float[Tensor, "subsets"]:
-        """The estimate on each subset, drawn in torch-fidelity's order."""
+        """Compute the estimate on each subset, drawn in torch-fidelity's order."""
         if min(len(x), len(y)) < size:
             raise ValueError(
                 f"kid needs at least subset_size={size} pictures per set, got {len(x)} and {len(y)}"
@@ -110,7 +110,7 @@ class KID(FeatureRows):
 
 
 def polynomial_kernel(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"]) -> Float[Tensor, "N M"]:
-    """(x·y / D + 1)³ for every pair."""
+    """Compute (x·y / D + 1)³ for every pair."""
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 

@@ -60,7 +60,7 @@ class PRDC(FeatureRows):
         )
 
     def compute(self) -> list[Score]:
-        """Rows `precision`, `recall`, `density` and `coverage`.
+        """Compute the rows `precision`, `recall`, `density` and `coverage`.
 
         Raises:
             ValueError: a set has no more than nearest_k pictures.
@@ -72,7 +72,7 @@ class PRDC(FeatureRows):
                 f"pictures per set, got {len(generated)} and {len(reference)}"
             )
         radius = _radii(reference, self.nearest_k)
-        around = _balls_around(generated, reference, radius)  # of each generated picture
+        around = _balls_around(generated, reference, radius)  # number for each generated picture
         inside = around > 0
         recalled = _balls_around(reference, generated, _radii(generated, self.nearest_k)) > 0
         covered = _nearest(reference, generated) <= radius
@@ -90,7 +90,7 @@ class PRDC(FeatureRows):
         ]
 
     def provenance(self) -> dict[str, Any]:
-        """What makes the numbers comparable."""
+        """Return what makes the numbers comparable."""
         return super().provenance() | {"nearest_k": self.nearest_k}
 
     def _row(
@@ -101,7 +101,7 @@ class PRDC(FeatureRows):
         *,
         each: bool = False,
     ) -> Score:
-        """The mean; with `each`, the values are those of the generated pictures."""
+        """Make the row of a mean; with `each`, the values are those of the generated pictures."""
         generated, reference = self.tables["generated"], self.tables["reference"]
         return Score(
             row_name(name, self.extractor),
@@ -115,20 +115,20 @@ class PRDC(FeatureRows):
 
 
 def _radii(x: Float[Tensor, "N D"], k: int) -> Float[Tensor, "N"]:
-    """Distance of every row to its k-th nearest other one; the nearest of all is the row itself."""
+    """Compute the distance of every row to its k-th nearest other row."""
     return torch.cat([torch.cdist(rows, x).kthvalue(k + 1).values for rows in x.split(CHUNK)])
 
 
 def _balls_around(
     x: Float[Tensor, "N D"], centres: Float[Tensor, "M D"], radii: Float[Tensor, "M"]
 ) -> Float[Tensor, "N"]:
-    """How many balls every row lies in; a ball has its border."""
+    """Count the balls that every row lies in; the border belongs to a ball."""
     counts = [(torch.cdist(rows, centres) <= radii).sum(dim=1) for rows in x.split(CHUNK)]
     return torch.cat(counts).double()
 
 
 def _nearest(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"]) -> Float[Tensor, "N"]:
-    """Distance of every row of x to the nearest row of y."""
+    """Compute the distance of every row of x to the nearest row of y."""
     return torch.cat([torch.cdist(rows, y).amin(dim=1) for rows in x.split(CHUNK)])
 
 

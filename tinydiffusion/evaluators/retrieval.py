@@ -35,7 +35,7 @@ class Retrieval(RowsEvaluator):
         super().__init__(tensors=("features",), texts=("prompt",))
 
     def columns(self, batch: EvalBatch) -> Columns:
-        """Features and text of each picture; a reference picture's prompt is its caption."""
+        """Extract features and prompt of each picture; a reference's prompt is its caption."""
         return {"features": self.extractor(batch["image"]), "prompt": batch["prompt"]}
 
     def compute(self) -> list[Score]:
@@ -60,21 +60,21 @@ class Retrieval(RowsEvaluator):
         return recall_rows("retrieval", generated.ids(), prompts, found, candidates)
 
     def provenance(self) -> dict[str, Any]:
-        """What makes the number comparable."""
+        """Return what makes the number comparable."""
         return provenance(self.extractor.spec())
 
 
 class Gallery(NamedTuple):
-    """The U different reference pictures, and which of them are each of the C prompts' own."""
+    """The U different reference pictures, and the own ones of each of the C prompts."""
 
     features: Float[Tensor, "U D"]
-    copies: Int[Tensor, "U"]  # how many reference pictures are this one
+    copies: Int[Tensor, "U"]  # number of reference pictures that are the same
     prompt: Int[Tensor, "P"]  # number of a prompt, in [0, C), rising ...
-    picture: Int[Tensor, "P"]  # ... and place of a picture of its own
+    picture: Int[Tensor, "P"]  # ... and index of a picture of its own
 
     @property
     def num_prompts(self) -> int:
-        """C; every prompt has a picture."""
+        """The number C of prompts; every prompt has a picture."""
         return int(self.prompt[-1]) + 1
 
     def num_own(self, counted: Bool[Tensor, "P"] | None = None) -> Int[Tensor, "C"]:
@@ -87,11 +87,11 @@ class Gallery(NamedTuple):
 def make_gallery(
     features: Float[Tensor, "M D"], captions: Sequence[str], number: dict[str, int]
 ) -> Gallery:
-    """Sort out the reference pictures by what they look like and whose own they are.
+    """Group the reference pictures by their features and by the prompts to which they belong.
 
     Args:
-        features: Of each reference picture.
-        captions: Of each reference picture.
+        features: Features of each reference picture.
+        captions: Caption of each reference picture.
         number: Different prompt -> its number.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Scene accuracy: does the picture show what the prompt asks for, by the exact judge?"""
+"""Scene accuracy: does the picture meet the conditions of the prompt, by the exact judge?"""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ class SceneAccuracy(RowsEvaluator):
         super().__init__(texts=("prompt", "seen"))
 
     def columns(self, batch: EvalBatch) -> Columns:
-        """Prompts, and what the pictures show.
+        """Return the prompts, and read what the pictures show.
 
         Raises:
             ValueError: a prompt is neither in the file nor a caption of a scene.
@@ -80,7 +80,7 @@ class SceneAccuracy(RowsEvaluator):
         return {"prompt": batch["prompt"], "seen": seen}
 
     def compute(self) -> list[Score]:
-        """`scene_accuracy` with a verdict per picture in its details, and the rows below it.
+        """Compute `scene_accuracy`, with the verdict per picture in its details, and further rows.
 
         Raises:
             ValueError: there was no generated picture.
@@ -111,7 +111,7 @@ class SceneAccuracy(RowsEvaluator):
         ]
 
     def provenance(self) -> dict[str, Any]:
-        """What makes the number comparable."""
+        """Return what makes the number comparable."""
         spec = {
             "name": "scenes.judge",
             "weights_sha256": None,
@@ -138,7 +138,7 @@ class SceneAccuracy(RowsEvaluator):
     def _any_of(
         self, asked: Sequence[Prompt], right: Mapping[int, bool]
     ) -> tuple[list[Score], list[str]]:
-        """The row of repeated prompts, and a warning where some have too few pictures."""
+        """Make the row of repeated prompts, and a warning where some have too few pictures."""
         k = self.samples_per_prompt
         if k == 1:
             return [], []
@@ -151,7 +151,7 @@ class SceneAccuracy(RowsEvaluator):
     def _control(
         self, seen: Sequence[Scene | None], asked: Sequence[Prompt]
     ) -> tuple[list[Score], list[str]]:
-        """The row of exchanged prompts, or a warning why there is none."""
+        """Make the row of exchanged prompts, or a warning why there is none."""
         places = composition.derangement([prompt.meaning() for prompt in asked], self.seed)
         if places is None:
             return [], ["no shuffled_captions control: over half of the prompts say the same"]
@@ -170,7 +170,7 @@ def _by_text(prompts: Sequence[Prompt], file: str) -> dict[str, Prompt]:
 
 
 def _record(number: int, asked: Prompt, verdict: Verdict) -> dict[str, Any]:
-    """The JSON-able verdict on one picture."""
+    """Describe the verdict on one picture, JSON-able."""
     atoms: dict[str, list[bool]] = {}
     for atom in verdict.atoms:
         atoms.setdefault(atom.kind, []).append(atom.right)
@@ -194,13 +194,13 @@ def _check_results(file: Path) -> None:
 
 
 def _result(record: Mapping[str, Any], asked: Prompt) -> dict[str, Any]:
-    """A line of results as GenEval writes and sums them up: it groups by `metadata`."""
+    """Make a line of results in GenEval's format; GenEval groups the lines by `metadata`."""
     kept = {key: record[key] for key in ("id", "tag", "prompt", "correct", "reason")}
     return {**kept, "metadata": json.dumps(to_record(asked))}
 
 
 def _grouped(names: Sequence[str], right: Mapping[int, bool]) -> Iterable[Score]:
-    """A row for each name, in order of first appearance."""
+    """Yield a row for each name, in order of first appearance."""
     for name in dict.fromkeys(names):
         own = {i: r for (i, r), other in zip(right.items(), names, strict=True) if other == name}
         yield _share(f"/{name}", own.values(), own)
@@ -226,7 +226,7 @@ def _share(
     *,
     better: bool = True,
 ) -> Score:
-    """Share of True with its Wilson interval; `right` is its value for each picture."""
+    """Make a row: the share of True, its Wilson interval, and `right` as values per picture."""
     outcomes = list(outcomes)
     hits, n = sum(outcomes), len(outcomes)
     per_picture = {i: float(r) for i, r in (right or {}).items()}

@@ -33,7 +33,7 @@ class Vendi(FeatureRows):
         super().__init__(chosen_extractor(extractor))
 
     def compute(self) -> list[Score]:
-        """Rows `vendi[extractor]` and `vendi[extractor]/reference`.
+        """Compute the rows `vendi[extractor]` and `vendi[extractor]/reference`.
 
         Raises:
             ValueError: one of the sources has no picture.
@@ -55,9 +55,9 @@ class Vendi(FeatureRows):
 
 
 def vendi_score(features: Float[Tensor, "N D"]) -> float:
-    """exp(-sum of p log p), p being the eigenvalues of the cosine matrix over N (eq. 2)."""
-    # Pictures without any feature, as black ones without light, are like each other and like no
-    # others: one more dimension that only they have.
+    """Compute exp(-sum of p log p), p being the eigenvalues of the cosine matrix over N (eq. 2)."""
+    # Pictures whose features are all zero, such as black ones, equal each other and no others: they
+    # get one more dimension that only they have.
     empty = (features == 0).all(dim=1, keepdim=True).to(features.dtype)
     unit = torch.nn.functional.normalize(torch.cat([features, empty], dim=1), dim=1)
     # X Xᵀ and Xᵀ X have the same eigenvalues but for zeros: the smaller one is taken.

@@ -6,7 +6,7 @@ from torch.nn.functional import interpolate
 
 
 def tf1(images: UInt8[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 size size"]:
-    """Bilinear on TensorFlow 1's asymmetric grid, not antialiased; values in [0, 255]."""
+    """Resize bilinearly on TensorFlow 1's asymmetric grid, not antialiased; values in [0, 255]."""
     from torch_fidelity.interpolate_compat_tensorflow import (
         interpolate_bilinear_2d_like_tensorflow1x,
     )
@@ -17,12 +17,12 @@ def tf1(images: UInt8[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 size 
 
 
 def bilinear(images: UInt8[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 size size"]:
-    """Bilinear on the half-pixel grid, not antialiased; values in [0, 255]."""
+    """Resize bilinearly on the half-pixel grid, not antialiased; values in [0, 255]."""
     return interpolate(images.float(), (size, size), mode="bilinear", align_corners=False)
 
 
 def bicubic(images: UInt8[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 size size"]:
-    """PIL's antialiased bicubic in floating point, clipped to [0, 255] and not rounded.
+    """Resize by PIL's antialiased bicubic in floating point, clipped to [0, 255], not rounded.
 
     Parmar et al. (2022), section 3, https://arxiv.org/abs/2104.11222.
     """

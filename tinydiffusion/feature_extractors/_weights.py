@@ -1,4 +1,4 @@
-"""Weights out of files that are not trusted: hashed, read without running code, fitted strictly."""
+"""Weights from files that are not trusted: hashed, read without running code, fitted strictly."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from tinydiffusion.runtime.hub import read_errors, reason_of
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a weights file.
+    """Compute the SHA-256 of a weights file.
 
     Raises:
         MissingWeightsError: there is no such file.
@@ -24,7 +24,7 @@ def file_sha256(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a `.safetensors` file, or of a `.pth` file that holds no code.
+    """Read the named tensors of a `.safetensors` file, or of a `.pth` file that holds no code.
 
     Raises:
         WeightsError: the file is damaged, or holds something else than tensors.
@@ -43,7 +43,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and values, so that the file format does not matter."""
+    """Compute the SHA-256 over names and values, so that the file format does not matter."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())

@@ -64,12 +64,12 @@ class Classifier:
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-        """What the last layer but one sees."""
+        """Compute the input of the last layer, which is the features."""
         trunk = self.network[0].to(images.device)
         return trunk(_scaled(images))
 
     def spec(self) -> dict[str, Any]:
-        """What makes a number comparable."""
+        """Return what makes a number comparable."""
         return {
             "name": "classifier",
             "weights_sha256": self.sha256,
@@ -87,7 +87,7 @@ class Classifier:
 
 
 def _read(dataset: Dataset, limit: int) -> tuple[UInt8[Tensor, "N 3 H W"], list[str]]:
-    """The first pictures, all at the network's size, each with its captions as one text."""
+    """Read the first pictures at the network's size, each with its captions as one text."""
     examples = [dataset[i] for i in range(min(limit, len(dataset)))]
     captions = [
         e["caption"] if isinstance(e["caption"], str) else " ".join(e["caption"]) for e in examples
@@ -108,7 +108,7 @@ def _words(caption: str) -> set[str]:
 
 
 def _telling_words(captions: Sequence[str]) -> list[str]:
-    """The words nearest to being in half of the captions, sorted by that and then by letters."""
+    """Choose the words nearest to being in half of the captions, nearest first, then by letters."""
     counts = Counter(word for caption in captions for word in _words(caption))
     n = len(captions)
     telling = [word for word, count in counts.items() if count < n]
@@ -120,7 +120,10 @@ def _telling_words(captions: Sequence[str]) -> list[str]:
 
 
 def _new_network(num_words: int) -> nn.Sequential:
-    """Four strided convolutions and the mean over the picture; then one number per word."""
+    """Make a network of four strided convolutions, a mean over the picture, and a linear layer.
+
+    Its output is one number per word.
+    """
     layers: list[nn.Module] = []
     for width_in, width in pairwise((3, *WIDTHS)):
         convolution = nn.Conv2d(width_in, width, 3, stride=2, padding=1)
@@ -132,7 +135,7 @@ def _new_network(num_words: int) -> nn.Sequential:
 def _train(
     images: UInt8[Tensor, "N 3 H W"], labels: Float[Tensor, "N words"], seed: int, steps: int
 ) -> tuple[nn.Sequential, float]:
-    """The trained network, and its mean loss over the last tenth of the steps."""
+    """Train a network; return it with its mean loss over the last tenth of the steps."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _new_network(labels.shape[1])

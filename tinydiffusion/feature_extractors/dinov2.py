@@ -14,9 +14,9 @@ from tinydiffusion.runtime.errors import WeightsError
 
 SIDE = 224
 PATCH = 14
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 OFFSET = 0.1
-"""DINOv2 stretches its positions by a tenth of a patch too much, and was evaluated so."""
+"""DINOv2 stretches its positions by a tenth of a patch too much, and was evaluated that way."""
 
 
 class DINOv2:
@@ -43,13 +43,13 @@ class DINOv2:
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-        """Class tokens."""
+        """Compute the class tokens."""
         mean, std = (images.new_tensor(v, dtype=torch.float)[:, None, None] for v in (MEAN, STD))
         pictures = bicubic(images, SIDE) / 255
         return self.network.to(images.device)((pictures - mean) / std)
 
     def spec(self) -> dict[str, Any]:
-        """What makes a number comparable."""
+        """Return what makes a number comparable."""
         return {
             "name": self.model,
             "weights_sha256": self.sha256,
@@ -63,7 +63,7 @@ class DINOv2:
 
 
 def _load(model: str, path: Path) -> nn.Module:
-    """The network of timm with the tensors of the file; nothing is downloaded."""
+    """Build timm's network with the tensors of the file; nothing is downloaded."""
     import timm
 
     if "dinov2" not in model or not timm.is_model(model):
@@ -84,7 +84,7 @@ def _load(model: str, path: Path) -> nn.Module:
 
 
 def _fit_positions(positions: Float[Tensor, "1 L D"]) -> Float[Tensor, "1 M D"]:
-    """Positions for 16 x 16 patches, as torch.hub's DINOv2 makes them out of 37 x 37."""
+    """Resize positions from 37 x 37 to 16 x 16 patches, as torch.hub's DINOv2 does."""
     side_in, side_out = int((positions.shape[1]) ** 0.5), SIDE // PATCH
     prefix = positions.shape[1] - side_in**2  # 1 with the class token, 0 without
     if side_in == side_out:

@@ -1,4 +1,4 @@
-"""The Inception network that FID is defined by, and the check that it really is that one."""
+"""The Inception network that defines FID, and the check that the weights are genuine."""
 
 import io
 import os
@@ -76,11 +76,11 @@ class Inception:
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-        """Features of the layer."""
+        """Compute the features of the layer."""
         return self.network.to(images.device)(images, self.resize, self.layer)
 
     def spec(self) -> dict[str, Any]:
-        """What makes a number comparable."""
+        """Return what makes a number comparable."""
         _, description, antialias, normalise = RESIZES[self.resize]
         return {
             "name": "fid-inception-v3",
@@ -97,8 +97,8 @@ class Inception:
 class _Network(nn.Module):
     """All layers of one weights file.
 
-    The last pictures' 2048 features are remembered, since FID, KID and the inception score's
-    logits all come from them.
+    The 2048 features of the last pictures are kept, since FID, KID and the inception score's
+    logits are all computed from them.
     """
 
     def __init__(self, blocks: nn.Module) -> None:
@@ -138,11 +138,11 @@ class _Network(nn.Module):
 
 @lru_cache(maxsize=1)
 def _network(path: Path, sha256: str) -> _Network:
-    """The network of a file with this content, once for all layers and resizes."""
+    """Load the network of a file with this content, once for all layers and resizes."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    # torch-fidelity unpickles whatever file it is given. It is given a copy in memory of tensors
-    # that were read safely.
+    # torch-fidelity unpickles any file that is passed to it. Here it gets a copy in memory of
+    # tensors that were read safely.
     copy = io.BytesIO()
     torch.save(read_tensors(path), copy)
     copy.seek(0)
@@ -156,7 +156,7 @@ def _network(path: Path, sha256: str) -> _Network:
 
 
 def _cached_weights() -> Path:
-    """The genuine file in the cache folder, downloaded if it is not there yet."""
+    """Return the path of the genuine file in the cache folder; download it if it is not there."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     folder = os.environ.get("TINYDIFFUSION_CACHE") or Path.home() / ".cache" / "tinydiffusion"
@@ -165,7 +165,7 @@ def _cached_weights() -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), WEIGHTS_SHA256)
-        except (OSError, RuntimeError) as error:  # no network or disk; another file came
+        except (OSError, RuntimeError) as error:  # no network or disk, or another file came
             raise MissingWeightsError(
                 f"cannot download the FID Inception from {URL_INCEPTION_V3} ({error}); put that "
                 f"file at {path} by hand, or name it with the option weights=..."

@@ -42,7 +42,7 @@ class OpenCLIP:
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-        """Image embeddings."""
+        """Compute image embeddings."""
         from PIL import Image
 
         pictures = [Image.fromarray(x.numpy()) for x in images.permute(0, 2, 3, 1).cpu()]
@@ -50,7 +50,7 @@ class OpenCLIP:
         return self.network.to(images.device).encode_image(inputs.to(images.device))
 
     def spec(self) -> dict[str, Any]:
-        """What makes a number comparable."""
+        """Return what makes a number comparable."""
         return {
             "name": self.model,
             "weights_sha256": self.sha256,
@@ -63,7 +63,7 @@ class OpenCLIP:
 
 
 def _tag(model: str, pretrained: str | None) -> str | None:
-    """The pretrained tag of a listed architecture; None where the model brings its weights."""
+    """Return the tag of a listed architecture's weights; None where the model has its own."""
     import open_clip
 
     if model.startswith(("local-dir:", "hf-hub:")):
@@ -80,7 +80,7 @@ def _tag(model: str, pretrained: str | None) -> str | None:
 
 
 def _load(model: str, tag: str | None) -> tuple[Any, Any]:
-    """Network and picture transform; weights that were not loaded are an error."""
+    """Load network and picture transform; weights that were not loaded are an error."""
     import open_clip
 
     try:
@@ -91,7 +91,7 @@ def _load(model: str, tag: str | None) -> tuple[Any, Any]:
     except UserWarning as mismatch:
         raise WeightsError(f"{mismatch} Use model={model}-quickgelu.") from mismatch
     except (*read_errors(), RuntimeError) as error:
-        # No such folder, or no network; open_clip has a plain RuntimeError for the latter.
+        # No such folder, or no network; open_clip raises a plain RuntimeError for the latter.
         missing = isinstance(error, OSError) or "Failed to download" in str(error)
         kind = MissingWeightsError if missing else WeightsError
         advice = hub_advice("name a folder by model='local-dir:FOLDER'") if missing else ""

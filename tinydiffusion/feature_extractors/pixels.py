@@ -1,4 +1,4 @@
-"""Pictures themselves as features, made small by averaging areas."""
+"""Pictures themselves as features, reduced by averaging areas."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ class AreaAverage:
         self.dimensions = 3 * size * size
 
     def __call__(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-        """Small pictures, channel by channel."""
+        """Average pictures to the grid, and flatten them channel by channel."""
         pictures = images.cpu().double() / 255
         rows = _area_weights(images.shape[2], self.size)
         columns = _area_weights(images.shape[3], self.size)
@@ -28,7 +28,7 @@ class AreaAverage:
         return small.flatten(1).float()
 
     def spec(self) -> dict[str, Any]:
-        """What makes a number comparable."""
+        """Return what makes a number comparable."""
         return {
             "name": "pixels",
             "weights_sha256": None,
@@ -41,7 +41,7 @@ class AreaAverage:
 
 
 def _area_weights(size_in: int, size_out: int) -> Float[Tensor, "size_out size_in"]:
-    """Share of each input pixel in each output pixel: the overlap of their intervals."""
+    """Compute each input pixel's share in each output pixel: the overlap of their intervals."""
     scale = size_in / size_out
     start = torch.arange(size_out, dtype=torch.float64)[:, None] * scale
     pixel = torch.arange(size_in, dtype=torch.float64)[None, :]

@@ -1,4 +1,4 @@
-"""Pictures and prompts in the space of one CLIP, gathered once for all evaluators that ask."""
+"""Pictures and prompts in the space of one CLIP, embedded once for all evaluators that need it."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from tinydiffusion.metrics.provenance import provenance
 
 
 class Texts(NamedTuple):
-    """Prompts as CLIP sees them."""
+    """Prompts as CLIP embeds them."""
 
     features: Float[Tensor, "N D"]  # of unit length
     tokens: Int[Tensor, "N L"]
-    truncated: Bool[Tensor, "N"]  # longer than what the text tower reads
+    truncated: Bool[Tensor, "N"]  # whether it is longer than what the text tower reads
 
 
 class TwoTowers(Protocol):
@@ -48,19 +48,19 @@ class CLIP:
         self._texts: Texts | None = None
 
     def encode_images(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-        """Embeddings of unit length."""
+        """Embed pictures; the embeddings have unit length."""
         return normalize(self.images(images), dim=1)
 
     def encode_texts(self, prompts: Sequence[str]) -> Texts:
-        """Embeddings of unit length, and whether the prompts had to be cut; the end token stays."""
+        """Embed prompts at unit length, and note which had to be cut; the end token stays."""
         if self._texts is None or tuple(prompts) != self._prompts:
             self._prompts, self._texts = tuple(prompts), self._encode(list(prompts))
         return self._texts
 
     def provenance(self) -> dict[str, Any]:
-        """What makes numbers comparable.
+        """Return what makes numbers comparable.
 
-        `token_embedding_sha256` tells whether a text encoder is of the same CLIP.
+        `token_embedding_sha256` shows whether a text encoder is of the same CLIP.
         """
         spec = {**self.images.spec(), "token_embedding_sha256": self._token_embedding_sha256()}
         return provenance(spec, "open_clip_torch", "pillow")
@@ -78,14 +78,14 @@ class CLIP:
         return Texts(features.cpu(), tokens, self._truncated(prompts))
 
     def _truncated(self, prompts: list[str]) -> Bool[Tensor, "N"]:
-        """Which prompts have more tokens than the text tower reads."""
+        """Return which prompts have more tokens than the text tower reads."""
         fits: int = self.tokenizer.context_length
         longer = self.tokenizer(["", *prompts], context_length=8 * fits)
         padding = longer[0, -1]
         return (longer[1:, fits:] != padding).any(dim=1)
 
     def _token_embedding_sha256(self) -> str | None:
-        """Of the values of CLIP's own token table; None for a text tower of another kind."""
+        """Hash the values of CLIP's own token table; None for a text tower of another kind."""
         for name, tensor in self.network.state_dict().items():
             if name in ("token_embedding.weight", "text.token_embedding.weight"):
                 return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
@@ -94,10 +94,10 @@ class CLIP:
 
 @cache
 def shared_clip(model: str, pretrained: str | None) -> CLIP:
-    """The process's one CLIP of this name."""
+    """Return the one CLIP of this name in the process."""
     return CLIP(model, pretrained)
 
 
 def image_tower(model: str, pretrained: str | None) -> Shared:
-    """The shared extractor of an open_clip model."""
+    """Return the shared extractor of an open_clip model."""
     return shared_extractor("open_clip", model=model, pretrained=pretrained)

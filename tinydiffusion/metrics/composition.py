@@ -9,7 +9,7 @@ from tinydiffusion.scenes.geneval import Prompt
 
 
 def groups_of(k: int, keys: Sequence[str], values: Sequence[bool]) -> tuple[list[list[bool]], int]:
-    """The values of equal keys, k at a time and in order; and how many are left over."""
+    """Group the values of equal keys, k at a time and in order; count those that are left over."""
     by_key = defaultdict(list)
     for key, value in zip(keys, values, strict=True):
         by_key[key].append(value)
@@ -19,7 +19,7 @@ def groups_of(k: int, keys: Sequence[str], values: Sequence[bool]) -> tuple[list
 
 
 def binding_pairs(asked: Sequence[Prompt]) -> list[tuple[int, int]]:
-    """Places of prompts that are the same but for the exchanged colours of their two objects.
+    """Find pairs of places whose prompts differ only in the exchanged colours of their two objects.
 
     Each place is in one pair at most: the first picture of a prompt goes with the first of the
     other prompt, the second with the second.
@@ -37,10 +37,10 @@ def binding_pairs(asked: Sequence[Prompt]) -> list[tuple[int, int]]:
 
 
 def derangement(items: Sequence[Hashable], seed: int) -> list[int] | None:
-    """For each place another place that holds a different item, each used once; None if impossible.
+    """Map each place to one with a different item, each used once; return None if impossible.
 
-    Places are laid out item by item, items in random order, and moved on by the length of the
-    longest run of equal items, which takes every place out of its run.
+    Places are sorted by item, items in random order, and shifted by the length of the longest run
+    of equal items, which moves every place out of its run.
     """
     counts = Counter(items)
     step = max(counts.values())

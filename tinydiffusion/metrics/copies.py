@@ -16,15 +16,15 @@ class Nearest(NamedTuple):
     """The nearest training picture of each picture."""
 
     distance: Float[Tensor, "N"]  # 1 - cosine, in [0, 2]
-    place: Int[Tensor, "N"]  # among the training pictures
+    place: Int[Tensor, "N"]  # index of the training picture
     mirrored: Bool[Tensor, "N"]
 
 
 def nearest(pictures: UInt8[Tensor, "N 3 S S"], train: UInt8[Tensor, "M 3 S S"]) -> Nearest:
-    """For each picture the nearest training picture, also of its mirror image, moved by a pixel.
+    """Find the nearest training picture of each picture, also mirrored and moved by a pixel.
 
     Pictures are compared at half their side, by 1 - cosine after the mean training picture is
-    taken off both.
+    subtracted from both.
 
     Raises:
         ValueError: the training pictures are all the same.
@@ -56,7 +56,7 @@ def _nearest(
 def _variants(
     pictures: UInt8[Tensor, "N 3 S S"],
 ) -> Iterator[tuple[bool, UInt8[Tensor, "N 3 S S"]]]:
-    """The pictures and their mirror images, each at nine places, with whether they are mirrored."""
+    """Yield pictures and mirror images, each moved nine ways, with whether they are mirrored."""
     side = pictures.shape[-1]
     for flipped, turned in ((False, pictures), (True, pictures.flip(-1))):
         larger = pad(turned, (1, 1, 1, 1), mode="replicate")
@@ -67,7 +67,7 @@ def _variants(
 def _most_similar(
     rows: Float[Tensor, "N D"], train: Float[Tensor, "M D"]
 ) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
-    """The highest cosine of each row, and the training picture that has it."""
+    """Find the highest cosine of each row, and the index of the training picture that has it."""
     parts = [(rows @ chunk.T).max(dim=1) for chunk in train.split(CHUNK)]
     best, chunk = torch.stack([part.values for part in parts]).max(dim=0)
     within = torch.stack([part.indices for part in parts])[chunk, torch.arange(len(rows))]

@@ -1,4 +1,4 @@
-"""One extractor for all evaluators that ask for the same; each picture goes through once."""
+"""One extractor for all evaluators that need the same; it processes each picture once."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from tinydiffusion.protocols import EvalBatch, FeatureExtractor
 
 
 class Shared:
-    """An extractor that remembers its last batch, which the next evaluator asks for."""
+    """An extractor that keeps the features of its last batch for the next evaluator."""
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         self.extractor = extractor
@@ -25,7 +25,7 @@ class Shared:
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N D"]:
-        """Features (N, D), all of them finite numbers.
+        """Extract features of shape (N, D), all of them finite.
 
         Raises:
             ValueError: a feature is NaN or infinite.
@@ -41,7 +41,7 @@ class Shared:
         return self._features
 
     def spec(self) -> dict[str, Any]:
-        """What makes a number comparable."""
+        """Return what makes a number comparable."""
         return self.extractor.spec()
 
 
@@ -49,7 +49,9 @@ _loaded: dict[str, Shared] = {}
 
 
 def shared_extractor(name: str, **options: Any) -> Shared:
-    """The process's one extractor of this name and these options, left-out ones being defaults.
+    """Return the one extractor of this name and options in the process; make it if need be.
+
+    Options that are left out have their defaults.
 
     Raises:
         PluginError: there is no such extractor, or it does not take the options.
@@ -68,10 +70,10 @@ def chosen_extractor(
     weights: str | None = None,
     allow_unverified: bool = False,
 ) -> Shared:
-    """The extractor that a user names: `inception`, or with options `{name: pixels, size: 8}`.
+    """Return the extractor that a user names: `inception`, or `{name: pixels, size: 8}`.
 
     Args:
-        extractor: Its name, or its name and options.
+        extractor: A name, or a name and options.
         weights: Passed on as an option where it is not None.
         allow_unverified: Passed on as an option where it is True.
 
@@ -89,7 +91,7 @@ def chosen_extractor(
 
 
 def row_name(metric: str, extractor: Shared) -> str:
-    """The metric's name, which is bare for the FID Inception's own features only."""
+    """Return the name of a metric's row: the extractor's name is added unless it is FID's own."""
     spec = extractor.spec()
     usual = spec["name"] == "fid-inception-v3" and spec["layer"] == "2048"
     return metric if usual else f"{metric}[{spec['name']}]"
@@ -103,11 +105,11 @@ class FeatureRows(RowsEvaluator):
         self.extractor = extractor
 
     def columns(self, batch: EvalBatch) -> Columns:
-        """The features of each picture."""
+        """Extract the features of each picture."""
         return {"features": self.extractor(batch["image"])}
 
     def features(self, source: str) -> Float[Tensor, "N D"]:
-        """Features of one source in id order, float64.
+        """Return the features of one source in id order, float64.
 
         Raises:
             ValueError: there is no picture of this source.
@@ -118,5 +120,5 @@ class FeatureRows(RowsEvaluator):
         return table.tensor("features").double()
 
     def provenance(self) -> dict[str, Any]:
-        """What makes the numbers comparable."""
+        """Return what makes the numbers comparable."""
         return provenance(self.extractor.spec())

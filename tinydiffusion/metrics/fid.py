@@ -11,7 +11,7 @@ Layer = Literal[64, 192, 768, 2048]
 class InceptionDistance(FrechetEvaluator):
     """Base of `fid`, `fid_clean` and `fid_pt`: Heusel et al. (2017), eq. 6.
 
-    https://arxiv.org/abs/1706.08500. The row of another layer than 2048 carries the layer's name.
+    https://arxiv.org/abs/1706.08500. The row of a layer other than 2048 contains the layer's name.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The Fréchet distance between generated and reference features, as evaluators share it."""
+"""The Fréchet distance between generated and reference features, shared by evaluators."""
 
 import math
 from collections.abc import Sequence
@@ -28,16 +28,16 @@ Folds = tuple[int, ...]
 class FrechetEvaluator:
     """Base of evaluators that are a Fréchet distance in some extractor's features; 0 is best.
 
-    The 95 % interval says how far other generated pictures, as many and of the same model, would
-    move the value, the reference being fixed: a jackknife over six folds of the generated pictures.
-    `details["floor"]` is the distance between two halves of the reference: what perfect pictures
-    would reach at the sizes `floor_n`. The distance is biased upwards by an amount that depends on
-    both sizes, so that `details["at_floor_n"]` is the one number to be held against the floor: the
-    distance between generated and reference pictures at about the floor's sizes.
+    The 95 % interval covers what as many other pictures of the same model would give, with the
+    reference fixed: a jackknife over six folds of the generated pictures. `details["floor"]` is the
+    distance between two halves of the reference: what perfect pictures would reach at the sizes
+    `floor_n`. The distance is biased upwards by an amount that depends on both sizes, so that only
+    `details["at_floor_n"]` may be compared with the floor: the distance between generated and
+    reference pictures at about the floor's sizes.
 
     Args:
-        name: Of the row.
-        extractor: Gives the features.
+        name: Name of the row.
+        extractor: The extractor of the features.
     """
 
     needs: tuple[str, ...] = ("generated", "reference")
@@ -50,7 +50,7 @@ class FrechetEvaluator:
         }
 
     def update(self, batch: EvalBatch) -> None:
-        """Take in pictures of either source; those of others are passed over.
+        """Take in pictures of either source; those of others are ignored.
 
         Raises:
             ValueError: the pictures are not uint8 RGB, or one came before.
@@ -60,16 +60,16 @@ class FrechetEvaluator:
             self.sets[batch["source"]].add(batch["id"], self.extractor(batch["image"]))
 
     def state(self) -> EvaluatorState:
-        """Ids and few features by concatenation, moments by sum."""
+        """Return the state: ids and few features merge by concatenation, moments by sum."""
         return {key: part for each in self.sets.values() for key, part in each.state().items()}
 
     def load_state(self, state: EvaluatorState) -> None:
-        """Take over a (merged) state."""
+        """Load a (merged) state in place of the present one."""
         for each in self.sets.values():
             each.load_state(state)
 
     def compute(self) -> list[Score]:
-        """One row.
+        """Compute the one row of the metric.
 
         Raises:
             ValueError: there are fewer than two pictures of a source.
@@ -83,16 +83,16 @@ class FrechetEvaluator:
         ]
 
     def provenance(self) -> dict[str, Any]:
-        """What makes the number comparable."""
+        """Return what makes the number comparable."""
         return provenance(self.extractor.spec())
 
     def _distance(self, generated: Folds | None = None, reference: Folds | None = None) -> float:
-        """Between these folds of the two sources; None takes all of them."""
+        """Compute the distance between these folds of the two sources; None takes all folds."""
         sets = self.sets["generated"].part(generated), self.sets["reference"].part(reference)
         return _distance(*sets)
 
     def _interval(self, value: float) -> tuple[float, float] | None:
-        """Jackknife over the folds of the generated pictures; None where they are too few."""
+        """Compute the jackknife interval over the generated folds; None where a fold is empty."""
         folds = range(NUM_FOLDS["generated"])
         if not all(self.sets["generated"].sizes()):
             return None
@@ -102,7 +102,7 @@ class FrechetEvaluator:
         return max(0.0, value - half), value + half
 
     def _floor(self) -> dict[str, Any]:
-        """The distance between the halves of the reference, and the value at those sizes."""
+        """Compute the distance between the reference's halves, and the value at those sizes."""
         reference, generated = self.sets["reference"], self.sets["generated"]
         sizes = reference.sizes()
         if min(sizes) < 2:
@@ -129,9 +129,9 @@ class FrechetEvaluator:
 
 
 class FoldedFeatures:
-    """Features of one source in folds: themselves while they are few, moments from D on.
+    """Features of one source in folds: fewer than D features as they are, more as moments.
 
-    Memory is bounded whatever the number of pictures.
+    Memory is bounded for any number of pictures.
     """
 
     def __init__(self, source: str, dimensions: int, num_folds: int) -> None:
@@ -150,26 +150,26 @@ class FoldedFeatures:
         self._condense()
 
     def sizes(self) -> list[int]:
-        """Number of pictures in each fold."""
+        """Count the pictures in each fold."""
         every = _fold(self.ids.ids(), len(self.moments))
         return torch.bincount(every, minlength=len(self.moments)).tolist()
 
     def part(self, folds: Folds | None) -> "Moments | Float[Tensor, 'N D']":
-        """The features of these folds (None: of all), or their moments where they are many."""
+        """Return the features of these folds (None: of all), or their moments if they are many."""
         folds = tuple(range(len(self.moments))) if folds is None else folds
         if len(self.few) or not len(self):
             return self._few_in(folds)
         return reduce(Moments.merged, [self.moments[fold] for fold in folds])
 
     def state(self) -> EvaluatorState:
-        """Ids and few features by concatenation, moments by sum."""
+        """Return the state: ids and few features merge by concatenation, moments by sum."""
         state = self.ids.state() | self.few.state()
         for field, values in zip(Moments._fields, zip(*self.moments, strict=True), strict=True):
             state[f"{self.source}/{field}"] = (torch.stack(values), "sum")
         return state
 
     def load_state(self, state: EvaluatorState) -> None:
-        """Take over a (merged) state."""
+        """Load a (merged) state in place of the present one."""
         self.ids.load_state(state)
         self.few.load_state(state)
         stacked = (state[f"{self.source}/{field}"][0] for field in Moments._fields)
@@ -177,7 +177,7 @@ class FoldedFeatures:
         self._condense()
 
     def _condense(self) -> None:
-        """Turn features into moments, unless they are all there and fewer than D."""
+        """Turn features into moments, unless all features are kept and they are fewer than D."""
         if not len(self.few) or len(self.few) == len(self) < self.dimensions:
             return
         for fold, moments in enumerate(self.moments):
@@ -208,7 +208,7 @@ def _moments(part: "Moments | Float[Tensor, 'N D']") -> Moments:
 
 
 def _fold(ids: Sequence[int], num_folds: int) -> Int[Tensor, "N"]:
-    """The fold of each picture.
+    """Assign each picture to a fold in [0, num_folds).
 
     Multiples of the golden ratio split any run of ids evenly and share no period with the order of
     the data, as odd and even ids might.

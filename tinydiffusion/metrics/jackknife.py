@@ -1,4 +1,4 @@
-"""Intervals of statistics that are no plain means, such as U-statistics."""
+"""Intervals of statistics other than plain means, such as U-statistics."""
 
 import math
 
@@ -9,9 +9,9 @@ from tinydiffusion.metrics.statistics import Z_95
 
 
 def jackknife_interval(value: float, *left_out: Float[Tensor, "..."]) -> tuple[float, float]:
-    """95 % interval of a statistic of one or several independent samples.
+    """Compute the 95 % interval of a statistic of one or several independent samples.
 
-    Efron and Stein (1981), eq. 1.4, https://doi.org/10.1214/aos/1176345462, by the Normal
+    Efron and Stein (1981), eq. 1.4, https://doi.org/10.1214/aos/1176345462, with the Normal
     distribution.
 
     Args:

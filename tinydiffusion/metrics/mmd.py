@@ -15,10 +15,10 @@ CHUNK = 1024
 def unbiased_mmd(
     x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], kernel: Kernel
 ) -> tuple[float, tuple[float, float] | None]:
-    """The unbiased estimate of MMD² and its 95 % interval; below 0 where chance has it so.
+    """Compute the unbiased estimate of MMD², which may be below 0 by chance, and its 95 % interval.
 
     Gretton et al. (2012), eq. 3, https://jmlr.org/papers/v13/gretton12a.html. The interval is that
-    of the jackknife over the pictures of both sets; None for fewer than three of one.
+    of the jackknife over the pictures of both sets; None where a set has fewer than three.
 
     Raises:
         ValueError: a set has fewer than two pictures.
@@ -34,7 +34,7 @@ def unbiased_mmd(
     value = (mean_x + mean_y - 2 * across / (n * m)).item()  # eq. 3
     if min(n, m) < 3:
         return value, None
-    # The same with one picture less: it takes a row and a column of its own kernel matrix along.
+    # The same with one picture less: its row and its column of its own kernel matrix are left out.
     rest_x = (total_x - 2 * within_x) / ((n - 1) * (n - 2))
     rest_y = (total_y - 2 * within_y) / ((m - 1) * (m - 2))
     without_x = rest_x + mean_y - 2 * (across - across_x) / ((n - 1) * m)
@@ -45,7 +45,7 @@ def unbiased_mmd(
 def _row_sums(
     x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], kernel: Kernel
 ) -> Float[Tensor, "N"]:
-    """Sum of the kernel over all of y for every row of x, in pieces that fit into memory."""
+    """Sum the kernel over all of y for every row of x, in pieces that fit into memory."""
     parts = [torch.stack([kernel(a, b).sum(dim=1) for b in y.split(CHUNK)]) for a in x.split(CHUNK)]
     return torch.cat([part.sum(dim=0) for part in parts])
 

@@ -1,4 +1,4 @@
-"""What has to be the same for two numbers to be comparable, and what to say where it is unknown."""
+"""What must be the same for two numbers to be comparable, and a warning where it is unknown."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def provenance(spec: Mapping[str, Any], *packages: str) -> dict[str, Any]:
-    """JSON-able: the extractor's spec, with its name as `extractor`, and package versions."""
+    """Return the extractor's spec, its name as `extractor`, and package versions, JSON-able."""
     rest = {key: value for key, value in spec.items() if key != "name"}
     versions = {package: version(package) for package in ("torch", *packages)}
     return {"extractor": spec["name"], **rest, "packages": versions}
 
 
 def unverified(spec: Mapping[str, Any]) -> list[str]:
-    """A warning for the rows of an extractor whose weights are not known to be genuine."""
+    """Return a warning for rows of an extractor whose weights are not known to be genuine."""
     if spec["verified"]:
         return []
     return [

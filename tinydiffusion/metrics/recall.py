@@ -18,7 +18,7 @@ NUM_SHUFFLES, TAIL = 999, 25
 
 
 class Found(NamedTuple):
-    """Every pair of a picture and a prompt with which it would be a hit at `MAX_RANK`.
+    """All pairs of a picture and a prompt with which it would be a hit at `MAX_RANK`.
 
     There are few of them for each picture, however many prompts there are.
     """
@@ -33,18 +33,18 @@ class Found(NamedTuple):
         return Found(*(column[kept] for column in self))
 
     def hits(self, prompts: Int[Tensor, "N"]) -> Bool[Tensor, "N"]:
-        """Tell which pictures find their prompt, if these are their prompts."""
+        """Return which pictures find their prompt, if these are their prompts."""
         hits = torch.zeros(len(prompts), dtype=torch.bool)
         hits[self.picture[prompts[self.picture] == self.prompt]] = True
         return hits
 
 
 class Candidates(NamedTuple):
-    """What a picture with its prompt is looked up among."""
+    """The candidates among which a picture and its prompt are looked up."""
 
     number: int
     right: Int[Tensor, "N"]  # how many of them belong to the picture's prompt
-    different: "Candidates | None" = None  # without copies, which come together
+    different: "Candidates | None" = None  # the candidates without copies
 
 
 def recall_rows(
@@ -54,18 +54,18 @@ def recall_rows(
     found: Found,
     candidates: Candidates,
 ) -> list[Score]:
-    """Make the rows `name@1` and `name@5`, and say of each whether it is above chance.
+    """Make the rows `name@1` and `name@5`, each with whether it is above chance.
 
     The interval is Wilson's, for these prompts and candidates. Where the pictures reach the value
     with shuffled prompts too, it is widened to hold `details["chance"]`: an interval holds what the
     data do not exclude, and the exact test does not exclude chance.
 
     Args:
-        name: Of the metric.
+        name: Name of the metric.
         ids: Picture numbers.
         prompts: For each picture, the number of its prompt among the different prompts.
         found: Which prompts the pictures find.
-        candidates: How many there are to be found, and how many of them are right.
+        candidates: Number of candidates, and how many of them are right.
     """
     return [_recall(f"{name}@{k}", ids, prompts, found.within(k), candidates, k) for k in RANKS]
 
@@ -104,12 +104,12 @@ def _recall(
 
 
 def chance_of(candidates: Candidates, k: int) -> float:
-    """Compute the recall at k of candidates in random order, the mean over the pictures.
+    """Compute the recall at k of candidates in random order, averaged over the pictures.
 
-    Of n candidates m are right; the k first hold none of them with the probability of the
+    If m of n candidates are right, the first k hold none of them with the probability of the
     hypergeometric distribution, C(n - m, k) / C(n, k) (Feller 1968, volume 1, section II.6).
     """
-    if k > 1 and candidates.different is not None:  # k places hold so many different ones
+    if k > 1 and candidates.different is not None:  # k places hold this many different candidates
         k = max(1, round(k * candidates.different.number / candidates.number))
         candidates = candidates.different
     n, wrong = candidates.number, (candidates.number - candidates.right).double()
@@ -120,12 +120,12 @@ def chance_of(candidates: Candidates, k: int) -> float:
 
 
 def shuffled_range(found: Found, prompts: Int[Tensor, "N"]) -> tuple[float, float]:
-    """Find between which recalls the pictures lie in 95 % of the orders of their prompts.
+    """Compute the range of the recall in 95 % of the random orders of the prompts.
 
-    The pictures stay what they are: a reference that is the nearest of many, captions that repeat
-    and prompts that are asked unevenly count as they do in the recall itself. A value above the
-    range has p <= 0.025 in the permutation test, p = (b + 1) / (m + 1) with b of m orders reaching
-    it (Phipson and Smyth 2010, https://doi.org/10.2202/1544-6115.1585).
+    Only the prompts are shuffled: a reference that is the nearest of many, captions that repeat
+    and uneven numbers of pictures per prompt count as they do in the recall itself. A value above
+    the range has p <= 0.025 in the permutation test, p = (b + 1) / (m + 1) with b of m orders
+    reaching it (Phipson and Smyth 2010, https://doi.org/10.2202/1544-6115.1585).
     """
     generator = torch.Generator().manual_seed(0)
     counts = []
@@ -137,7 +137,7 @@ def shuffled_range(found: Found, prompts: Int[Tensor, "N"]) -> tuple[float, floa
 
 
 def _warnings(name: str, candidates: Candidates, details: Mapping[str, Any], k: int) -> list[str]:
-    """Say where the recall does not tell the pictures from chance."""
+    """Return a warning where the recall does not differ from chance."""
     n, wrong = candidates.number, candidates.number - int(candidates.right.min())
     if wrong == 0:
         return [f"{name} says nothing: all {n} candidates have the picture's own prompt"]

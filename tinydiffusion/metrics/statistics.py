@@ -1,4 +1,4 @@
-"""Moments, the Fréchet distance and confidence intervals: what several evaluators need."""
+"""Moments, the Fréchet distance and confidence intervals, which several evaluators need."""
 
 import math
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Moments(NamedTuple):
 
     @classmethod
     def zeros(cls, dimensions: int) -> "Moments":
-        """Moments of no picture."""
+        """Make the moments of no picture."""
         one = torch.zeros((), dtype=torch.float64)
         return cls(one, one.new_zeros(dimensions), one.new_zeros(dimensions, dimensions))
 
@@ -40,20 +40,22 @@ class Moments(NamedTuple):
         self.outer.addmm_(centred.T, centred).addr_(total, mean)
 
     def merged(self, other: "Moments") -> "Moments":
-        """Moments of both parts together."""
+        """Return the moments of both parts together."""
         return Moments(*(a + b for a, b in zip(self, other, strict=True)))
 
     def mean(self) -> Float[Tensor, "D"]:
-        """Mean feature vector."""
+        """Compute the mean feature vector."""
         return self.total / self.n
 
     def covariance(self) -> Float[Tensor, "D D"]:
-        """Unbiased covariance (divided by n - 1)."""
+        """Compute the unbiased covariance (divided by n - 1)."""
         return torch.addr(self.outer, self.total, self.mean(), alpha=-1).div_(self.n - 1)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Squared Fréchet (2-Wasserstein) distance of the two Normal distributions with these moments.
+    """Compute the squared Fréchet (2-Wasserstein) distance of two Normal distributions.
+
+    `a` and `b` are the moments of the distributions.
 
     Dowson and Landau (1982); for pictures Heusel et al. (2017), eq. 6,
     https://arxiv.org/abs/1706.08500:
@@ -79,7 +81,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def frechet_distance_of_features(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
-    """`frechet_distance` of two sets of features, in far less time where N, M < D.
+    """Compute `frechet_distance` of two sets of features, far faster where N, M < D.
 
     With A and B the centred features over the roots of N - 1 and M - 1, S_a = Aᵀ A and
     S_b = Bᵀ B, so that the trace of the root of S_a S_b is the sum of the singular values of A Bᵀ.
@@ -103,7 +105,7 @@ def _check_sizes(*sizes: int) -> None:
 
 
 def _symmetric_form(a: Float[Tensor, "D D"], b: Float[Tensor, "D D"]) -> Float[Tensor, "K K"]:
-    """Rᵀ b R with R Rᵀ = a; only its lower half is filled."""
+    """Compute Rᵀ b R with R Rᵀ = a; only its lower half is filled."""
     triangle = _cholesky(a)
     if triangle is not None:
         return _triangular_form(triangle, b)
@@ -116,9 +118,9 @@ def _symmetric_form(a: Float[Tensor, "D D"], b: Float[Tensor, "D D"]) -> Float[T
 
 
 def _cholesky(a: Float[Tensor, "D D"]) -> Float[Tensor, "D D"] | None:
-    """L with L Lᵀ = a, its upper half not filled; None where the rank is not full.
+    """Compute L with L Lᵀ = a, its upper half not filled; None where the rank is not full.
 
-    In blocks it is nearly all matrix products, which takes two thirds of LAPACK's time.
+    In blocks the work is nearly all matrix products, which takes two thirds of LAPACK's time.
     """
     factor = torch.empty_like(a)
     for i in range(0, len(a), BLOCK):
@@ -137,7 +139,7 @@ def _cholesky(a: Float[Tensor, "D D"]) -> Float[Tensor, "D D"] | None:
 def _triangular_form(
     triangle: Float[Tensor, "D D"], b: Float[Tensor, "D D"]
 ) -> Float[Tensor, "D D"]:
-    """The lower half of Lᵀ b L, in a quarter of two matrix products: zeros are left out."""
+    """Compute the lower half of Lᵀ b L in a quarter of two matrix products: zeros are skipped."""
     product, form = torch.empty_like(b), torch.empty_like(b)
     for i in range(0, len(b), BLOCK):
         block = slice(i, i + BLOCK)
@@ -149,7 +151,7 @@ def _triangular_form(
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float] | None:
-    """95 % interval of a share, Wilson (1927), within [0, 1]; None for n = 0."""
+    """Compute the 95 % interval of a share, Wilson (1927), within [0, 1]; None for n = 0."""
     if n == 0:
         return None
     share, z2 = successes / n, Z_95**2
@@ -160,7 +162,7 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float] | None:
 
 
 def mean_interval(values: Float[Tensor, "N"]) -> tuple[float, float] | None:
-    """95 % interval of the mean, from its standard error; None for fewer than two values."""
+    """Compute the 95 % interval of the mean by its standard error; None below two values."""
     if len(values) < 2:
         return None
     half = Z_95 * values.std().item() / math.sqrt(len(values))
@@ -168,7 +170,7 @@ def mean_interval(values: Float[Tensor, "N"]) -> tuple[float, float] | None:
 
 
 def student_interval(values: Float[Tensor, "N"]) -> tuple[float, float] | None:
-    """95 % interval of the mean of few values, by Student's t; None for fewer than two."""
+    """Compute the 95 % interval of the mean of few values by Student's t; None below two values."""
     if len(values) < 2:
         return None
     half = student_quantile(len(values) - 1) * values.std().item() / math.sqrt(len(values))
@@ -176,7 +178,10 @@ def student_interval(values: Float[Tensor, "N"]) -> tuple[float, float] | None:
 
 
 def student_quantile(freedom: int) -> float:
-    """97.5 % quantile of Student's t, to 1 %: Abramowitz and Stegun (1964), eq. 26.7.5."""
+    """Compute the 97.5 % quantile of Student's t, to 1 %.
+
+    Abramowitz and Stegun (1964), eq. 26.7.5.
+    """
     if freedom <= 2:  # where the series is poor, and the quantile has a closed form
         return 0.95 / math.sqrt(2 * 0.975 * 0.025) if freedom == 2 else math.tan(0.475 * math.pi)
     z, n = Z_95, freedom

@@ -1,4 +1,4 @@
-"""Rows by picture id, the state of every evaluator that looks at pictures one by one."""
+"""Rows by picture id, the state of every evaluator that measures pictures one by one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ Columns = Mapping[str, Shaped[Tensor, "N ..."] | Sequence[str]]
 
 
 class Table:
-    """Rows of one source in id order, whatever the order and the batches they came in.
+    """Rows of one source in id order, for any order and batches of arrival.
 
-    Tensors are kept in main memory, in the batches that they came in.
+    Tensors are kept in main memory, in the batches in which they arrived.
 
     Args:
         source: "generated", "reference" or "train"; the prefix of its state keys.
@@ -54,19 +54,19 @@ class Table:
             self._texts[name].extend(str(text) for text in columns[name])
 
     def ids(self) -> list[int]:
-        """Picture ids, rising."""
+        """Return the picture ids in rising order."""
         return sorted(self._seen)
 
     def tensor(self, name: str) -> Shaped[Tensor, "N ..."]:
-        """A tensor column in id order; a tensor of length 0 when there are no rows."""
+        """Return a tensor column in id order; a tensor of length 0 when there are no rows."""
         return torch.cat(self._tensors[name])[self._order()] if len(self) else torch.zeros(0)
 
     def text(self, name: str) -> list[str]:
-        """A text column in id order."""
+        """Return a text column in id order."""
         return [self._texts[name][row] for row in self._order().tolist()]
 
     def state(self) -> EvaluatorState:
-        """Every column, each to be merged by concatenation."""
+        """Return every column, each to be merged by concatenation."""
         state: EvaluatorState = {self._key("id"): (torch.tensor(self.ids()).long(), "cat")}
         for name in self.tensors:
             state[self._key(name)] = (self.tensor(name), "cat")
@@ -77,7 +77,7 @@ class Table:
         return state
 
     def load_state(self, state: EvaluatorState) -> None:
-        """Take over the rows of a (merged) state in place of the present ones.
+        """Load the rows of a (merged) state in place of the present ones.
 
         Raises:
             ValueError: two parts hold the same id.
@@ -98,7 +98,7 @@ class Table:
         self._texts: dict[str, list[str]] = {name: [] for name in self.texts}
 
     def _order(self) -> Int[Tensor, "N"]:
-        """Places of the rows, sorted by id."""
+        """Return the indices of the rows, sorted by id."""
         return torch.cat(self._ids).argsort() if self._ids else torch.zeros(0).long()
 
     def _key(self, *names: str) -> str:
@@ -123,10 +123,10 @@ class RowsEvaluator(ABC):
 
     @abstractmethod
     def columns(self, batch: EvalBatch) -> Columns:
-        """What is kept of each picture."""
+        """Compute what is kept of each picture."""
 
     def update(self, batch: EvalBatch) -> None:
-        """Take in pictures of a source in `needs`; those of others are passed over.
+        """Take in pictures of a source in `needs`; those of others are ignored.
 
         Raises:
             ValueError: the pictures are not uint8 RGB, or one came before.
@@ -136,11 +136,11 @@ class RowsEvaluator(ABC):
             self.tables[batch["source"]].add(batch["id"], self.columns(batch))
 
     def state(self) -> EvaluatorState:
-        """Every column of every source, each to be merged by concatenation."""
+        """Return every column of every source, each to be merged by concatenation."""
         return {key: part for t in self.tables.values() for key, part in t.state().items()}
 
     def load_state(self, state: EvaluatorState) -> None:
-        """Take over a (merged) state in place of the present one."""
+        """Load a (merged) state in place of the present one."""
         for table in self.tables.values():
             table.load_state(state)
 
@@ -155,12 +155,12 @@ def check_pictures(images: Shaped[Tensor, "..."]) -> None:
 
 
 def _pack(texts: Sequence[str]) -> tuple[UInt8[Tensor, "bytes"], Int[Tensor, "N"]]:
-    """All texts as one run of UTF-8 bytes, and their lengths: both merge by concatenation."""
+    """Encode all texts as one run of UTF-8 bytes and their lengths: both merge by concatenation."""
     encoded = [text.encode() for text in texts]
     content = torch.tensor(list(b"".join(encoded)), dtype=torch.uint8)
     return content, torch.tensor([len(e) for e in encoded], dtype=torch.int64)
 
 
 def _unpack(content: UInt8[Tensor, "bytes"], lengths: Int[Tensor, "N"]) -> list[str]:
-    """The texts that were packed."""
+    """Decode the texts that `_pack` encoded."""
     return [bytes(part.tolist()).decode() for part in content.split(lengths.tolist())]

@@ -1,4 +1,4 @@
-"""Which model folder is meant by a path that a user gives."""
+"""The model folder that a user's path refers to."""
 
 import warnings
 from pathlib import Path
@@ -14,18 +14,18 @@ GRIDS = "samples"
 
 
 def find_model(path: Path) -> Path:
-    """Find the model folder that a path stands for; of a run, it is the run's model.
+    """Find the model folder that a path refers to; for a run, it is the run's model.
 
     Args:
-        path: What the user named. A folder that is neither a run nor part of one is returned as it
-            is: opening it says what it lacks.
+        path: The user's path. A folder that is neither a run nor part of one is returned as it is:
+            opening it reports what it lacks.
 
     Returns:
-        The model folder. That it is another one than `path` is said in a warning.
+        The model folder; a warning is given if it is not `path`.
 
     Raises:
-        ModelFolderError: a run without a model, a checkpoint, or the sample grids of a run; says
-            what to do.
+        ModelFolderError: a run without a model, a checkpoint, or the sample grids of a run; the
+            message names a remedy.
     """
     try:
         if (path / INDEX).is_file():
@@ -33,7 +33,7 @@ def find_model(path: Path) -> Path:
         if not path.is_dir():
             name = str(path) if str(path).isprintable() else repr(str(path))
             raise ModelFolderError(f"there is no folder {name}")
-    except OSError:  # such as too long a name: opening it says so
+    except OSError:  # such as too long a name: opening it reports that
         return path
     if is_checkpoint(path):
         raise ModelFolderError(
@@ -51,7 +51,7 @@ def find_model(path: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Tell whether a folder is that of a training run, finished or not."""
+    """Return whether a folder is that of a training run, finished or not."""
     begun = any((path / name).exists() for name in ("metrics.jsonl", CHECKPOINTS))
     return (begun and (path / "config.yaml").is_file()) or bool(_checkpoints(path))
 

@@ -3,7 +3,7 @@
 model_index.json                              picture size, the run's config, sha256 of the rest
 network/config.json                           plug-in name and options
 network/diffusion_pytorch_model.safetensors
-text_encoder/...                              likewise
+text_encoder/...                              the same files
 pipeline.py                                   for diffusers; never run or read here
 """
 
@@ -32,7 +32,7 @@ __all__ = ["Component", "TextToImagePipeline"]
 
 
 class Model(NamedTuple):
-    """What a model folder holds."""
+    """The content of a model folder."""
 
     network: nn.Module
     text_encoder: Any  # see protocols.TextEncoder; a module
@@ -41,18 +41,18 @@ class Model(NamedTuple):
 
 
 def portable(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what names files of this machine, see `registry.path_options`.
+    """Leave out options that name files of this machine, see `registry.path_options`.
 
     Args:
-        kind: Of a component.
-        options: Its section of the config, or its `config.json`; with the plug-in's name.
+        kind: Kind of a component.
+        options: Its section of the config, or its `config.json`, with the plug-in's name.
     """
     paths = registry.path_options(kind, options["name"])
     return {name: value for name, value in options.items() if name not in paths}
 
 
 def network_sizes(text_encoder: TextEncoder, image_shape: Sequence[int]) -> dict[str, int]:
-    """Options of a network that follow from the rest of the model."""
+    """Return the options of a network that follow from the rest of the model."""
     return {
         "text_dim": text_encoder.hidden_size,
         "pooled_dim": text_encoder.pooled_size,

@@ -1,7 +1,7 @@
-"""Opening a model folder, whoever wrote it.
+"""Opening a model folder from any source.
 
-Only its JSON and safetensors files are read. They lie in the folder, their sizes and shapes are
-checked before memory is taken, and they cannot name code or paths.
+Only its JSON and safetensors files are read. They must lie in the folder, their sizes and shapes
+are checked before memory is allocated, and they cannot name code or paths.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from tinydiffusion.model_folder.weights import build_fitting, load_weights, read
 MAX_CHANNELS, MAX_SIDE = 4, 2048
 
 PLACE = re.compile(r"^[/\\~]|^[A-Za-z]:[/\\]|(^|[/\\:])\.\.([/\\]|$)|://|^local-dir:")
-"""A value that names a place: from a root or a home, upwards, or an address."""
+"""A value that names a place: a path from a root or a home, or upwards, or an address."""
 
 
 class ModelFolderError(ValueError):
@@ -39,14 +39,14 @@ class ModelFolderError(ValueError):
 
 
 def open_model(folder: Path, *, trust_plugins: bool = False) -> Model:
-    """The model in a folder, in eval mode on the CPU.
+    """Open the model in a folder, in eval mode on the CPU.
 
     Args:
-        folder: What `save_model` wrote, or something else that a stranger calls a model.
+        folder: A folder that `save_model` wrote, or any other, which is not trusted.
         trust_plugins: Import plug-ins that the folder names as `module:attribute`.
 
     Raises:
-        ModelFolderError: a file is missing, damaged, does not fit or is not safe; names it.
+        ModelFolderError: a file is missing, damaged, does not fit or is not safe, and is named.
     """
     with reading(folder, INDEX) as file:
         index = _read_json(file)
@@ -66,7 +66,7 @@ def open_model(folder: Path, *, trust_plugins: bool = False) -> Model:
 def read_settings(
     config: Any, image_shape: Any, *, trust_plugins: bool = False
 ) -> tuple[Config, tuple[int, int, int]]:
-    """The checked config and (C, H, W) of `model_index.json`.
+    """Check the config and image shape of `model_index.json`; the shape is (C, H, W).
 
     Raises:
         ValueError: either is out of its range, or the config names code that is not trusted.
@@ -86,10 +86,10 @@ def read_settings(
 
 
 def load_component(folder: Path, *, trust_plugins: bool = False) -> nn.Module:
-    """The component of a model folder whose own folder this is, in eval mode on the CPU.
+    """Load the component of a model folder from its sub-folder, in eval mode on the CPU.
 
     Raises:
-        ModelFolderError: a file is missing, damaged, does not fit or is not safe; names it.
+        ModelFolderError: a file is missing, damaged, does not fit or is not safe, and is named.
     """
     root, kind = folder.parent, folder.name
     checksums = _checksums(root)
@@ -111,7 +111,7 @@ def load_component(folder: Path, *, trust_plugins: bool = False) -> nn.Module:
 
 @contextmanager
 def reading(root: Path, name: str) -> Iterator[Path]:
-    """A file of the model folder; whatever is wrong with it becomes one line that names it."""
+    """Raise ModelFolderError, in one line, in place of any error on a file inside the `with`."""
     file = root / name
     try:
         if not file.is_file():
@@ -121,12 +121,12 @@ def reading(root: Path, name: str) -> Iterator[Path]:
         yield file
     except ModelFolderError:
         raise
-    except Exception as error:  # a plug-in may raise anything of options that it did not expect
+    except Exception as error:  # a plug-in may raise anything for unexpected options
         raise ModelFolderError(f"{file} does not describe a model: {_one_line(error)}") from error
 
 
 def _lies_in(root: Path, file: Path) -> bool:
-    """Whether a file is of the folder; the hub's cache keeps links to the blobs of the model."""
+    """Return whether a file is of the folder; the hub's cache keeps links to the model's blobs."""
     if file.is_relative_to(root):
         return True
     repository = root.parent.parent
@@ -135,7 +135,7 @@ def _lies_in(root: Path, file: Path) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    """The message without line breaks, control characters and what is too long to read."""
+    """Return the message in at most 500 characters, without line breaks and control characters."""
     text = " ".join(str(error).split()) if str(error) else type(error).__name__
     text = f"no key {text}" if isinstance(error, KeyError) else text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:500])
@@ -194,7 +194,7 @@ def _plugin_names(config: Config) -> Iterator[str]:
 
 
 def _names(options: Any) -> Iterator[str]:
-    """Yield what is set as a `name`, in nested sections too: a data set may be made of others."""
+    """Yield the values of all `name` keys, nested ones too: a data set may be made of others."""
     if isinstance(options, list | tuple):
         for item in options:
             yield from _names(item)
@@ -206,9 +206,9 @@ def _names(options: Any) -> Iterator[str]:
 
 
 def _naming_places(options: Any) -> Iterator[str]:
-    """Find options, nested ones too, whose value is a place on a disk or an address.
+    """Yield the options, nested ones too, whose value is a place on a disk or an address.
 
-    Texts of lists are left out: words of a vocabulary may be anything.
+    Texts in lists are left out: the words of a vocabulary may be anything.
     """
     if isinstance(options, list):
         for item in options:
@@ -221,5 +221,8 @@ def _naming_places(options: Any) -> Iterator[str]:
 
 
 def _is_module_class(loaded: Any) -> bool:
-    """Nothing else is called with what a downloaded file says, `subprocess:run` for one."""
+    """Return whether a plug-in is a class of nn.Module.
+
+    Nothing else is called with the options of a downloaded file: `subprocess:run` would be code.
+    """
     return isinstance(loaded, type) and issubclass(loaded, nn.Module)

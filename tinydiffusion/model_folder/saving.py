@@ -1,4 +1,4 @@
-"""Saving a model folder: at any moment the old model is there, or the new one."""
+"""Saving a model folder: at any moment the old model exists, or the new one."""
 
 import hashlib
 import json
@@ -28,11 +28,11 @@ from tinydiffusion.runtime.errors import NonFiniteError
 
 
 def save_model(folder: Path, model: Model) -> None:
-    """Write the model folder; at any moment the old model is there, or the new one.
+    """Write the model folder; at any moment the old model exists, or the new one.
 
     Raises:
         ValueError: the folder holds something else than a model.
-        NonFiniteError: a tensor holds NaN or infinity; names it. Nothing is written.
+        NonFiniteError: a tensor holds NaN or infinity; the message names it. Nothing is written.
     """
     folder = folder.resolve()
     check_replaceable(folder)
@@ -72,9 +72,9 @@ def _component_files(kind: str, module: nn.Module, config: dict[str, Any]) -> di
 
 
 def _index(model: Model, checksums: Mapping[str, str]) -> dict[str, Any]:
-    """What diffusers and `open_model` need to know of the whole folder."""
+    """Make the index: what diffusers and `open_model` need about the whole folder."""
     config = to_dict(model.config)
-    config["init_from"] = None  # a path of the machine that trained it
+    config["init_from"] = None  # a path on the machine that trained the model
     for kind in COMPONENTS:
         config[kind] = portable(kind, config[kind])
     return {
@@ -92,7 +92,7 @@ def _json_bytes(value: Any) -> bytes:
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write all files beside the folder, then take its place; other files in it stay."""
+    """Write all files to a new folder, then replace the old one; other files in it are kept."""
     new, old = (folder.with_name(f".{prefix}-{folder.name}") for prefix in ("tmp", "trash"))
     _remove(new)
     for name, data in files.items():

@@ -1,4 +1,4 @@
-"""JSON out of files from strangers: small, shallow, no key twice, every number finite."""
+"""JSON from untrusted files: small, shallow, no key twice, every number finite."""
 
 import json
 import math
@@ -13,7 +13,7 @@ class JsonError(ValueError):
 
 
 def read_object(data: bytes) -> dict[str, Any]:
-    """The keys and values of a JSON object.
+    """Read the keys and values of a JSON object.
 
     Raises:
         JsonError: the text is too long or too deep, not UTF-8, not JSON, not an object, or has a
@@ -58,7 +58,7 @@ def _finite(text: str) -> float:
 
 
 def _check_depth(value: Any) -> None:
-    """Level by level, as a function that calls itself would run out of levels first."""
+    """Check the depth, level by level, as recursion would reach Python's limit first."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [child for item in level for child in _children(item)]

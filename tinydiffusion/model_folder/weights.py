@@ -1,4 +1,4 @@
-"""Weights from strangers: nothing is allocated before names, shapes and sizes are known to fit."""
+"""Untrusted weights: nothing is allocated before names, shapes and sizes are known to fit."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 MAX_HEADER = 2**22
 EXTRA_TENSORS = 64
-"""What a component may build and throw away, or not save: open_clip builds a tower for pictures."""
+"""Tensors that a component may build but not save: open_clip builds a tower for pictures."""
 EXTRA_BYTES = 2**24
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
@@ -32,7 +32,7 @@ class FolderWeightsError(ValueError):
 
 
 class TensorSpec(NamedTuple):
-    """What a file says of a tensor."""
+    """Shape and number format of a tensor in a file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -42,7 +42,7 @@ class TensorSpec(NamedTuple):
 
 
 def read_header(file: Path) -> dict[str, TensorSpec]:
-    """Name -> shape and number format of every tensor of a safetensors file, none of them read.
+    """Read name, shape and number format of every tensor of a safetensors file, but no values.
 
     Raises:
         FolderWeightsError: the header is too long or has an unknown number format.
@@ -58,14 +58,14 @@ def read_header(file: Path) -> dict[str, TensorSpec]:
 
 
 def build_fitting(build: Callable[[], nn.Module], header: Mapping[str, TensorSpec]) -> nn.Module:
-    """The module, after a trial on the meta device, which has no memory, that it fits the header.
+    """Build a module, after a trial on the meta device, without memory, that it fits the header.
 
     Args:
-        build: Makes the module; called twice, the second time for real.
+        build: Makes the module; called twice, first on the meta device.
         header: See `read_header`.
 
     Raises:
-        FolderWeightsError: the module has other tensors than the header, or many more on the way.
+        FolderWeightsError: the module has other tensors than the header, or builds many more.
     """
     with torch.device("meta"), _Unfilled(), _limited(header):
         state = build().state_dict()
@@ -82,7 +82,7 @@ def build_fitting(build: Callable[[], nn.Module], header: Mapping[str, TensorSpe
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
-    """Take the weights of a file whose header fits.
+    """Load the weights of a file whose header fits.
 
     Raises:
         FolderWeightsError: a tensor holds NaN or infinity.
@@ -93,15 +93,15 @@ def load_weights(module: nn.Module, file: Path) -> None:
 
 
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity."""
+    """Return the name of the first tensor that holds NaN or infinity; None if all are finite."""
     return next((name for name, t in tensors.items() if not torch.isfinite(t).all()), None)
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out what `nn.init` does, which is nothing to weights that have no memory.
+    """A mode in which `nn.init` does nothing, for weights without memory.
 
-    Normal numbers for them would make torch import its compiler: a second, of the six or less
-    until the first picture.
+    Normal numbers for them would make torch import its compiler: one second of at most six until
+    the first picture.
     """
 
     def __torch_function__(
@@ -116,7 +116,7 @@ class _Unfilled(TorchFunctionMode):
 
 @contextmanager
 def _limited(header: Mapping[str, TensorSpec]) -> Iterator[None]:
-    """Stop a module under construction that outgrows the header, "a billion layers" for one."""
+    """Raise FolderWeightsError if a module built inside the `with` far outgrows the header."""
     own_thread = threading.get_ident()
     budget = _Budget(header)
 
@@ -137,7 +137,10 @@ def _limited(header: Mapping[str, TensorSpec]) -> Iterator[None]:
 
 
 class _Budget:
-    """Tensors and bytes that a module may register: twice the header's, as some are replaced."""
+    """Numbers of tensors and bytes that a module may register: twice the header's, plus extras.
+
+    Some tensors are replaced while a module is built.
+    """
 
     def __init__(self, header: Mapping[str, TensorSpec]) -> None:
         sizes = [torch.Size(s.shape).numel() * s.dtype.itemsize for s in header.values()]

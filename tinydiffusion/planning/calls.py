@@ -1,4 +1,4 @@
-"""What a run does beside its steps, and how long that takes, from a few pictures."""
+"""What a run does besides its steps, and how long that takes, from a few pictures."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,14 +28,14 @@ from tinydiffusion.survey import captions_of, evaluation_prompts
 from tinydiffusion.training.trainer import Trainer
 
 TOGETHER = 32
-"""Pictures that are sampled together where nothing else is said."""
+"""Pictures that are sampled together by default."""
 SHORT = 2  # sampling steps that are timed
 
 
 def measure_calls(
     trainer: Trainer, pipeline: TextToImage, reference: Dataset
 ) -> tuple[list[Call], Section]:
-    """What the trainer's hooks take, and what follows after the last step."""
+    """Measure how long the trainer's hooks take, and the work after the last step."""
     evaluation = pipeline.config.evaluation
     with trainer.learner.averaged() as modules:
         picture = sampling_seconds(pipeline, evaluation_prompts(reference, TOGETHER))
@@ -55,7 +55,7 @@ def measure_calls(
 def _call(
     hook: Any, trainer: Trainer, modules: nn.Module, picture: float, measuring: "_Measuring"
 ) -> Call | None:
-    """When a hook is called and how long it takes; None for a hook that is not known here."""
+    """Describe when a hook is called and how long it takes; None for an unknown hook."""
     if isinstance(hook, SampleGrid):
         count, steps = len(hook.prompts), hook.pipeline.config.sampling.steps
         note = f"{count} pictures of {steps} steps"
@@ -72,11 +72,11 @@ def _call(
 
 
 def sampling_seconds(pipeline: TextToImage, prompts: Sequence[str]) -> float:
-    """Seconds per picture, from a batch of these prompts in few steps.
+    """Estimate the seconds per picture, from a batch of these prompts in few steps.
 
     Args:
-        pipeline: In eval mode.
-        prompts: As many as are sampled together.
+        pipeline: The model, in eval mode.
+        prompts: As many prompts as are sampled together.
     """
     sampling = pipeline.config.sampling
     short = replace(sampling, steps=min(SHORT, sampling.steps))
@@ -90,12 +90,12 @@ def sampling_seconds(pipeline: TextToImage, prompts: Sequence[str]) -> float:
 
 
 def num_evaluations(pipeline: TextToImage, sampling: SamplingConfig) -> int:
-    """How often a sampler asks for the clean picture."""
+    """Count how often a sampler evaluates the clean picture."""
     return len(_levels_asked(pipeline, sampling))
 
 
 def num_rows(pipeline: TextToImage, sampling: SamplingConfig) -> int:
-    """How often the network sees each picture: twice where an evaluation is guided."""
+    """Count the network's passes for each picture: two for each guided evaluation."""
     levels = _levels_asked(pipeline, sampling)
     if sampling.guidance_scale == 1:
         return len(levels)
@@ -103,7 +103,7 @@ def num_rows(pipeline: TextToImage, sampling: SamplingConfig) -> int:
 
 
 def _levels_asked(pipeline: TextToImage, sampling: SamplingConfig) -> list[Float[Tensor, ""]]:
-    """The noise levels at which a sampler asks for the clean picture."""
+    """List the noise levels at which a sampler evaluates the clean picture."""
     levels = []
 
     def denoise(x: Float[Tensor, "B C H W"], sigma: Float[Tensor, ""]) -> Float[Tensor, "B C H W"]:
@@ -117,13 +117,13 @@ def _levels_asked(pipeline: TextToImage, sampling: SamplingConfig) -> list[Float
 
 
 class _Measuring:
-    """How long the metrics take to look at their pictures, from a batch of each source."""
+    """Estimates of how long the metrics take for their pictures, from a batch of each source."""
 
     def __init__(self, config: EvaluationConfig, reference: Dataset, train: Dataset) -> None:
         self.config, self.reference, self.train = config, reference, train
 
     def seconds(self, num_images: int) -> float:
-        """Of so many generated pictures, and of what they are compared with."""
+        """Estimate the seconds for `num_images` generated pictures and their counterparts."""
         config = self.config
         measurement = Measurement(build_evaluators(config.metrics, config.options))
         seconds = 0.0
@@ -136,7 +136,7 @@ class _Measuring:
         return seconds
 
     def _generated(self, measurement: Measurement, num_images: int) -> float:
-        """Pictures of the reference set stand for generated ones."""
+        """Estimate the seconds for generated pictures, with reference pictures in their place."""
         ids = range(min(BATCH, num_images, len(self.reference)))
         examples = [self.reference[i] for i in ids]
         images = torch.stack([example["image"] for example in examples])

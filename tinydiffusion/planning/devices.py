@@ -8,13 +8,13 @@ from tinydiffusion.planning.step import Memory, num_bytes
 from tinydiffusion.planning.time import Timetable
 from tinydiffusion.training.micro_batches import advice, parts_of_batch
 
-BANDWIDTH = 10e9  # bytes/s that a device can send, for want of a measurement
+BANDWIDTH = 10e9  # bytes/s that a device can send; assumed, not measured
 ALL_REDUCE = 2
-"""How often a gradient travels round a ring: summed in parts, then the sums are handed on."""
+"""How often a gradient travels round a ring: once to sum the parts, once to pass on the sums."""
 
 
 class DeviceShare(NamedTuple):
-    """What one of N devices does, the global batch and the pictures being the same."""
+    """The share of one of N devices in a run with the same global batch and pictures."""
 
     devices: int
     pictures_at_once: float  # in one forward pass
@@ -22,27 +22,27 @@ class DeviceShare(NamedTuple):
     compute_seconds: float  # of a step, if sending cost nothing
     step_seconds: float  # of a step that waits for all that is sent at BANDWIDTH
     pictures_seen: int  # in the whole run, which `max_minutes` may end
-    run_seconds: float  # of the whole run; what is not training is done by one device
+    run_seconds: float  # of the whole run; all but training is done by one device
     ddp_bytes: float  # memory of a device
-    fsdp_bytes: float  # of the main process, which keeps the whole weights to show the model
+    fsdp_bytes: float  # memory of the main process, which also keeps the whole weights
     advice: str  # what to change where the batch cannot be shared equally
 
 
 def share(
     devices: int, *, times: Timetable, memory: Memory, accumulation: int, block_bytes: int
 ) -> DeviceShare:
-    """One of `devices` devices, estimated from what one alone takes.
+    """Estimate the share of one of `devices` devices from what one device alone takes.
 
-    DDP leaves each device all of it. FSDP2 leaves each device 1/N of trained
-    weights, gradients, average and optimizer, puts together two blocks at a time, and the main
-    process keeps the whole model beside. Activations are those of the device's part of the batch.
+    With DDP each device holds the whole state. With FSDP2 each device holds 1/N of trained weights,
+    gradients, average and optimizer, gathers two blocks at a time, and the main process also keeps
+    the whole model. Activations are those of the device's part of the batch.
 
     Args:
-        devices: N.
-        times: Of one device.
-        memory: Of one device.
-        accumulation: Parts of the batch.
-        block_bytes: Weights of the largest block that FSDP2 puts together.
+        devices: Number N of devices.
+        times: Timetable of one device.
+        memory: Memory of one device.
+        accumulation: Number of parts of the batch.
+        block_bytes: Weights of the largest block that FSDP2 gathers, in bytes.
     """
     sent = ALL_REDUCE * (devices - 1) / devices * memory.gradients
     seconds = times.step_seconds / devices + sent / BANDWIDTH
@@ -51,7 +51,7 @@ def share(
     at_once = times.batch_size / parts / devices
     activations = memory.activations * at_once / (times.batch_size / accumulation)
     state = memory.total - memory.activations
-    frozen = memory.weights - memory.gradients  # which FSDP2 leaves whole
+    frozen = memory.weights - memory.gradients  # FSDP2 does not shard these
     shared, several = (state - frozen) / devices, devices > 1
     return DeviceShare(
         devices=devices,
@@ -68,7 +68,7 @@ def share(
 
 
 def largest_block(module: nn.Module) -> int:
-    """Bytes of the largest member of all module lists, which is what FSDP2 puts together."""
+    """Return the bytes of the largest member of all module lists, which FSDP2 gathers at once."""
     lists = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
     sizes = (num_bytes(block.parameters()) for each in lists for block in each)
     return max(sizes, default=0)

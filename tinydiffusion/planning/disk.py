@@ -1,4 +1,4 @@
-"""How much a run writes, counted without writing it, and how fast this disk takes it."""
+"""How much a run writes, counted without writing it, and how fast this disk writes."""
 
 import json
 import shutil
@@ -20,19 +20,19 @@ from tinydiffusion.sampling.grids import SampleGrid
 from tinydiffusion.training.checkpoints.folder import Checkpoint, CheckpointFolder
 from tinydiffusion.training.trainer import Trainer
 
-TENSOR_HEADER = 75  # bytes of a safetensors header per tensor, beside its name
+TENSOR_HEADER = 75  # bytes of a safetensors header per tensor, besides its name
 STATE = 2000  # bytes of a checkpoint's counters and manifest
 LOG_ROW = 400  # bytes of metrics.jsonl
 PIXEL = 5  # bytes of a grid per pixel before it is enlarged, measured on noise
 LABEL = 3000  # bytes of a grid per label, measured on six lines of text
-TRIAL = 2**25  # bytes that are written to see how fast a disk is
+TRIAL = 2**25  # bytes that are written to measure a disk's speed
 
 
 def saving_call(trainer: Trainer) -> Call:
-    """When checkpoints are written, and how long one takes.
+    """Describe when checkpoints are written, and how long one takes.
 
     Raises:
-        DiskError: nothing can be written where the run is to be.
+        DiskError: nothing can be written in the folder of the run.
     """
     size = checkpoint_bytes(trainer)
     speed = bytes_per_second(trainer.run_dir, size)
@@ -43,12 +43,12 @@ def saving_call(trainer: Trainer) -> Call:
 def disk_rows(
     trainer: Trainer, pipeline: TextToImage, times: Timetable, text_states: int
 ) -> Section:
-    """Every part of what a run leaves, at the moment when it is most.
+    """List every part of a run's files, at the moment when they are largest.
 
     Args:
-        trainer: Whose learner has made a step.
+        trainer: A trainer whose learner has made a step.
         pipeline: The model.
-        times: Of the run.
+        times: Timetable of the run.
         text_states: Bytes that a frozen text encoder keeps of all captions.
     """
     checkpoint, model = checkpoint_bytes(trainer), model_bytes(pipeline)
@@ -75,35 +75,35 @@ def disk_rows(
 
 
 def checkpoint_bytes(trainer: Trainer) -> int:
-    """A checkpoint on disk, once the optimizer has its state."""
+    """Count the bytes of a checkpoint on disk, once the optimizer has its state."""
     *tensors, state = trainer.learner.checkpoint({})
     return sum(map(_file_bytes, tensors)) + _json_bytes({**trainer.identity, **state}, 1) + STATE
 
 
 def model_bytes(pipeline: TextToImage) -> int:
-    """The model folder."""
+    """Count the bytes of the model folder."""
     modules: list[Any] = [pipeline.network, pipeline.text_encoder]
     weights = sum(_file_bytes(module.state_dict()) for module in modules)
     return weights + _json_bytes([to_dict(pipeline.config), pipeline.text_encoder.config()], 2)
 
 
 def grid_bytes(image_shape: tuple[int, ...], num_prompts: int) -> int:
-    """Estimate the most that a sample grid takes as a PNG."""
+    """Estimate the most bytes that a sample grid takes as a PNG."""
     _, height, width = image_shape
     return num_prompts * (height * width * PIXEL + LABEL)
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """Return the folder, or the nearest folder above it that exists."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def bytes_per_second(folder: Path, num_bytes: int) -> float:
-    """How fast checkpoints are written there, from a small one that is deleted again.
+    """Measure how fast checkpoints are written, with a small one that is deleted again.
 
     Args:
-        folder: Where; need not be there yet.
-        num_bytes: Of the checkpoint that is meant.
+        folder: Where to write; it need not exist yet.
+        num_bytes: Size of the run's checkpoint.
 
     Raises:
         DiskError: nothing can be written there.

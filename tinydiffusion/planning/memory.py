@@ -1,4 +1,4 @@
-"""What a run holds in memory, beside what this device has."""
+"""What a run holds in memory, compared with what this device has."""
 
 import torch
 
@@ -9,19 +9,19 @@ from tinydiffusion.protocols import Dataset
 
 
 def memory_rows(memory: Memory, device: torch.device, at_once: int, dataset: Dataset) -> Section:
-    """Every part of the memory.
+    """List every part of the memory.
 
     Args:
-        memory: Of a step.
-        device: That takes it.
+        memory: Memory of a step.
+        device: The device of the step.
         at_once: Pictures of a forward pass.
-        dataset: Of the training.
+        dataset: The training set.
     """
     cuda = device.type == "cuda"
     capacity = capacity_bytes(device)
     held = memory.total - memory.activations
-    # What allocator and kernels keep beside the activations grows with them. A CPU's peak is what
-    # the process grew by, when it had weights and average already.
+    # What allocator and kernels keep besides the activations grows with them. On a CPU the peak is
+    # the growth of the process, which held weights and average already.
     in_peak = held if cuda else memory.gradients + memory.optimizer
     used = max(1, memory.activations, memory.measured - in_peak)
     fitting = max(0, int((capacity - held) * at_once / used))
@@ -52,7 +52,7 @@ def memory_rows(memory: Memory, device: torch.device, at_once: int, dataset: Dat
 
 
 def capacity_bytes(device: torch.device) -> int:
-    """Memory that this process can have: what is free, and what it has already."""
+    """Return the bytes that this process can have: what is free, and what it has already."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     import psutil

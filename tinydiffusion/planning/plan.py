@@ -26,11 +26,11 @@ from tinydiffusion.training.trainer import Trainer
 
 SCHEMA = "tinydiffusion.plan/1"
 DEVICES = (1, 2, 4, 8)
-ENCODED = 64  # captions that are encoded to see how long it takes
+ENCODED = 64  # captions that are encoded to measure the time
 
 
 class Plan(NamedTuple):
-    """What a run will cost."""
+    """The estimated cost of a run."""
 
     sections: dict[str, Section]  # model, time, memory, disk
     devices: list[DeviceShare]
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
     warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan, JSON-able."""
+        """Return the plan, JSON-able."""
         sections = {
             name: {row: quantity._asdict() for row, quantity in section.items()}
             for name, section in self.sections.items()
@@ -63,21 +63,21 @@ def plan(
     devices: Sequence[int] = DEVICES,
     seconds_before: float = 0.0,
 ) -> Plan:
-    """What the run will cost, from a few steps and pictures that are thrown away.
+    """Estimate what a run will cost, from a few steps and pictures that are discarded.
 
     Nothing is left on disk. The weights stay as they are, but the trainer is used up.
 
     Args:
-        trainer: Of the run; has not begun.
+        trainer: Trainer of the run, which has not begun.
         pipeline: The model that it trains, with the run's config.
         reference: The set whose captions are the evaluation's prompts.
-        captions: Those that a frozen text encoder will encode ahead.
-        devices: Numbers of devices to tell of.
-        seconds_before: What it took to come so far: data read, components built.
+        captions: The captions that a frozen text encoder will encode ahead.
+        devices: Numbers of devices to estimate for.
+        seconds_before: Seconds spent so far to read data and build components.
 
     Raises:
-        DiskError: nothing can be written where the run is to be.
-        OutOfMemoryError: a step does not fit the device; says what to change.
+        DiskError: nothing can be written in the folder of the run.
+        OutOfMemoryError: a step does not fit the device; the message names what to change.
     """
     components = {"network": pipeline.network, "text encoder": pipeline.text_encoder}
     batch_size = trainer.batches.batch_size * trainer.accumulation
@@ -117,7 +117,7 @@ def plan(
 
 
 def _encoding(encoder: TextEncoder, captions: Sequence[str]) -> tuple[Section, int]:
-    """How long it takes to encode the captions ahead, and how many bytes that leaves."""
+    """Estimate the time to encode the captions ahead, and the bytes that the states take."""
     if not isinstance(encoder, EncodingAhead) or not captions:
         return {}, 0
     unique = list(dict.fromkeys(captions))

@@ -1,4 +1,4 @@
-"""A number of a plan, and how it is known."""
+"""A number of a plan, and whether it is counted, measured or estimated."""
 
 from typing import Literal, NamedTuple
 
@@ -7,7 +7,7 @@ DURATIONS = (("days", 86400), ("h", 3600), ("min", 60))
 
 
 class Quantity(NamedTuple):
-    """A value: counted is exact, measured here in a few steps, estimated from both."""
+    """A value: counted exactly, measured here in a few steps, or estimated from both."""
 
     value: float
     unit: Literal["parameters", "FLOP", "FLOP/s", "seconds", "bytes", "pictures"]
@@ -15,7 +15,7 @@ class Quantity(NamedTuple):
     note: str = ""
 
     def __str__(self) -> str:
-        """The value to three digits, in a unit that people read."""
+        """Format the value to three digits, in a readable unit."""
         if self.unit == "seconds":
             return duration(self.value)
         if self.unit == "bytes":
@@ -26,16 +26,16 @@ class Quantity(NamedTuple):
 
 
 Section = dict[str, Quantity]
-"""Numbers of one kind by what they are of."""
+"""Name -> number, for the numbers of one kind."""
 
 
 def size(num_bytes: float | int) -> str:
-    """Bytes in kB, MB, GB ... of 1000."""
+    """Format bytes in kB, MB, GB ... with a factor of 1000."""
     return _prefixed(num_bytes, "B")
 
 
 def duration(seconds: float | int) -> str:
-    """Milliseconds, seconds, minutes, hours or days."""
+    """Format a duration in milliseconds, seconds, minutes, hours or days."""
     if seconds < 1:
         return f"{1e3 * seconds:.0f} ms"
     for unit, scale in DURATIONS:

@@ -1,4 +1,4 @@
-"""Settings that come to nothing because the run is too short for them."""
+"""Settings without effect because the run is too short for them."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -7,25 +7,25 @@ from typing import Any
 from tinydiffusion.config import Config, EvaluationConfig, SamplingConfig, TrainingConfig
 from tinydiffusion.training.schedule import learning_rate_factor
 
-PARTS = 1000  # points of a run at which the learning rate is looked at
-LONG = 600.0  # seconds of a run whose loss would hurt
+PARTS = 1000  # points of a run at which the learning rate is computed
+LONG = 600.0  # seconds from which the loss of a run is costly
 INTERVALS = {
     "training.checkpoint_every": "the only checkpoint is that of the end",
     "training.log_every": "the only row of metrics is that of the end",
     "sampling.every": "grids and validation losses come at the start and at the end only",
     "evaluation.every": "metrics come at the start and at the end only",
 }
-"""Setting -> what a run that is shorter than it does."""
+"""Setting -> consequence where the run is shorter."""
 
 
 def short_run_remarks(config: Config) -> list[str]:
-    """List in words the settings of a run that its length leaves without effect."""
+    """List remarks on the settings of a run that have no effect because of its length."""
     warm_up = warm_up_remark(config.training, config.training.num_pictures)
     return [*([] if warm_up is None else [warm_up]), *_intervals(config)]
 
 
 def warm_up_remark(training: TrainingConfig, num_pictures: int) -> str | None:
-    """Say how high the learning rate gets where its warm-up is not over in time.
+    """Describe how high the learning rate gets where its warm-up does not end in time.
 
     Args:
         training: Settings of the run.
@@ -61,7 +61,7 @@ def warm_up_remark(training: TrainingConfig, num_pictures: int) -> str | None:
 def checkpoint_remark(
     training: TrainingConfig, num_pictures: int, total_seconds: float
 ) -> str | None:
-    """Say that a long run has no checkpoint on its way; None where it has, or is short."""
+    """Warn that a long run has no checkpoint before its end; None if it has, or is short."""
     if training.checkpoint_every < num_pictures or total_seconds < LONG:
         return None
     return (
@@ -71,7 +71,7 @@ def checkpoint_remark(
 
 
 def _intervals(config: Config) -> Iterator[str]:
-    """Say which intervals that were set are longer than the run; defaults are not worth a word."""
+    """Yield a remark for each interval that is longer than the run; defaults are left out."""
     num_pictures = config.training.num_pictures
     for key, consequence in INTERVALS.items():
         section, _, name = key.partition(".")

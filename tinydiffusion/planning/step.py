@@ -18,7 +18,7 @@ from tinydiffusion.runtime.live_bytes import LiveBytes
 from tinydiffusion.training.trainer import Trainer
 
 TIMED_STEPS = 3
-LONG = 20.0  # seconds of timed steps after which no other is begun
+LONG = 20.0  # seconds of timed steps after which no other step is begun
 
 
 class Memory(NamedTuple):
@@ -28,12 +28,12 @@ class Memory(NamedTuple):
     gradients: int
     optimizer: int
     ema: int
-    activations: int  # most at one time, with all else that a step makes and lets go
+    activations: int  # peak, with all else that a step allocates and frees
     measured: int  # CUDA: the allocator's peak; else growth of the process over the steps
 
     @property
     def total(self) -> int:
-        """What is counted, together."""
+        """Sum of all that is counted."""
         return sum(self[:-1])
 
 
@@ -41,19 +41,19 @@ class StepCost(NamedTuple):
     """One optimizer step, of `batch_size` pictures in `accumulation` parts."""
 
     seconds: float  # median
-    warm_up: float  # seconds that the first one took longer
+    warm_up: float  # extra seconds of the first step
     forward_flops: dict[str, float]  # component -> per picture, forward pass alone
     flops: float  # per picture: forward, backward, and the optimizer's matrix products
     memory: Memory
 
 
 def measure_steps(trainer: Trainer, components: Mapping[str, nn.Module]) -> StepCost:
-    """What a step takes, from a few whose learning rate is 0.
+    """Measure what a step takes, from a few steps whose learning rate is 0.
 
     The weights stay as they are; optimizer and average do not, so the trainer is used up.
 
     Args:
-        trainer: Not yet begun.
+        trainer: A trainer that has not begun.
         components: Modules whose forward passes are counted one by one.
     """
     learner = trainer.learner
@@ -86,26 +86,26 @@ def measure_steps(trainer: Trainer, components: Mapping[str, nn.Module]) -> Step
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Of all tensors together."""
+    """Count the bytes of all tensors together."""
     return sum(tensor.nbytes for tensor in tensors)
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now."""
+    """Return the bytes that this process holds now."""
     import psutil
 
     return psutil.Process(os.getpid()).memory_info().rss
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was asked to do."""
+    """Wait until the device has finished its work, and return the time in seconds."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return perf_counter()
 
 
 def _remember_states(trainer: Trainer, components: Mapping[str, nn.Module]) -> None:
-    """Have the captions of all steps encoded, as they are in a run that encodes ahead."""
+    """Encode the captions of all steps beforehand, as in a run that encodes ahead."""
     batches = trainer.batches
     for encoder in components.values():
         if isinstance(encoder, EncodingAhead) and isinstance(encoder, TextEncoder):
@@ -119,7 +119,7 @@ def _counted(
     parameters: Mapping[str, Tensor],
     components: Mapping[str, nn.Module],
 ) -> tuple[dict[str, int], int, int]:
-    """FLOPs forward by component, FLOPs in all, and the most bytes that are no gradients."""
+    """Count forward FLOPs by component, total FLOPs, and the peak bytes without gradients."""
     device = next(iter(parameters.values())).device
     flops = FlopCounterMode(display=False, custom_mapping=FLOPS)
     live = LiveBytes(device)
@@ -135,7 +135,7 @@ def _counted(
 def _counting_forward(
     components: Mapping[str, nn.Module], flops: FlopCounterMode
 ) -> Iterator[dict[str, int]]:
-    """Component -> FLOPs of its forward passes inside the `with`."""
+    """Count the FLOPs of each component's forward passes inside the `with`."""
     forward = dict.fromkeys(components, 0)
     handles = []
     for name, module in components.items():

@@ -1,4 +1,4 @@
-"""The plan for people."""
+"""The plan as a printed table."""
 
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +9,7 @@ from tinydiffusion.planning.quantity import duration, size
 
 
 def print_plan(plan: Plan) -> None:
-    """Print every number with how it is known, N devices, the sum in one line, and warnings."""
+    """Print every number with its origin, N devices, a summary in one line, and warnings."""
     console = Console(stderr=True, highlight=False, markup=False)
     if not console.is_terminal:  # wide enough for every column
         console = Console(stderr=True, highlight=False, markup=False, width=120)

@@ -1,4 +1,4 @@
-"""When a run does what, and how long all of it takes."""
+"""When the parts of a run happen, and how long each takes."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,28 +7,28 @@ from tinydiffusion.planning.quantity import Quantity, Section
 
 
 class Call(NamedTuple):
-    """Something that is done now and then between two steps."""
+    """Work that is done at intervals between two steps."""
 
     name: str
-    every: int  # pictures seen between two
-    seconds: float  # of one
+    every: int  # pictures seen between two calls
+    seconds: float  # of one call
     note: str = ""
     at_start: bool = True  # also before the first step
 
 
 class Timetable(NamedTuple):
-    """How a run divides its time."""
+    """The time that each part of a run takes."""
 
     step_seconds: float
     batch_size: int
-    num_pictures: int  # that are asked for
+    num_pictures: int  # set in the config
     max_seconds: float | None  # of steps and calls together
     calls: Sequence[Call]
     once: Mapping[str, Quantity]  # what is done before the first step or after the last
 
     @property
     def pictures_seen(self) -> int:
-        """Pictures that the run will see, fewer than asked for where `max_seconds` ends it."""
+        """Pictures that the run will see; fewer than `num_pictures` if `max_seconds` ends it."""
         total = self._seconds(self.num_pictures)
         if self.max_seconds is None or total <= self.max_seconds:
             return self.num_pictures
@@ -36,21 +36,21 @@ class Timetable(NamedTuple):
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps."""
+        """Number of optimizer steps."""
         return self._steps(self.pictures_seen)
 
     @property
     def total_seconds(self) -> float:
-        """Of the whole run, what is done once included."""
+        """Seconds of the whole run, including what is done once."""
         once = sum(quantity.value for quantity in self.once.values())
         return self._seconds(self.pictures_seen) + once
 
     def num_calls(self, call: Call) -> int:
-        """How often it is called in the whole run."""
+        """Count how often a call is made in the whole run."""
         return self._calls(call, self.pictures_seen)
 
     def rows(self) -> Section:
-        """Every part of the time."""
+        """List every part of the time."""
         speed = self.batch_size / self.step_seconds
         note = f"{self.batch_size} pictures, {speed:.0f} pictures/s"
         training = self.num_steps * self.step_seconds
@@ -73,7 +73,7 @@ class Timetable(NamedTuple):
         return -(-num_pictures // self.batch_size)
 
     def _calls(self, call: Call, num_pictures: int) -> int:
-        """At the start, whenever a multiple of `every` is crossed, and at the end."""
+        """Count the calls: at the start, at each crossed multiple of `every`, and at the end."""
         steps = self._steps(num_pictures)
         seen = steps * self.batch_size
         crossed = min(steps, seen // call.every)

@@ -1,4 +1,4 @@
-"""What is wrong with a run's settings: first without the data, then with one picture of them."""
+"""Checks of a run's settings: first without the data, then with one picture of them."""
 
 import copy
 import warnings
@@ -35,12 +35,12 @@ BOUNDS = {
     "evaluation.num_images": (1, 10**6),
     "evaluation.every_num_images": (2, 10**6),
 }
-"""Key -> least and most; a number beyond either is a slip that would never end or fill memory."""
+"""Key -> least and most; a number beyond these is a slip: a run without end, or memory full."""
 MOST_PROMPTS = 1024
 
 
 def check_config(config: Config) -> None:
-    """Raise where settings are impossible, before data are read or anything is built.
+    """Check that settings are possible, before data are read or anything is built.
 
     Raises:
         ValueError: an unknown plug-in or option, a number out of its bounds, or settings that
@@ -64,18 +64,18 @@ def check_fits(
     reference: Dataset,
     device: torch.device,
 ) -> None:
-    """Raise where the parts do not fit the pictures, before the first step of hours.
+    """Check that the parts fit the pictures, before the first step of a long run.
 
     Args:
         objective: Tried on the first picture; nothing is learned and no randomness used up.
-        evaluators: Each tried on the first reference picture, and then as it was.
-        dataset: Of the training.
-        reference: Of the evaluation.
-        device: Of the objective.
+        evaluators: Each is tried on the first reference picture, and its state restored.
+        dataset: The training set.
+        reference: The reference set of the evaluation.
+        device: Device of the objective.
 
     Raises:
-        ValueError: such as a picture whose size the network cannot divide, a reference of another
-            size, or a caption that `scene_accuracy` cannot judge.
+        ValueError: a part does not fit, such as a picture whose size the network cannot divide, a
+            reference of another size, or a caption that `scene_accuracy` cannot judge.
     """
     example = first_usable(dataset)
     image = example["image"][None].to(device)
@@ -144,7 +144,7 @@ def _check_mixes(config: Config) -> None:
 
 
 def _check_student(config: Config) -> None:
-    """Raise where a model would be sampled in another way than its objective makes it for."""
+    """Check that a model is sampled in the way that its objective prescribes, if it does."""
     for name, value in prescribed_sampling(config).items():
         if (given := getattr(config.sampling, name)) != value:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Drop what a config file says for its own pictures where a run has other ones."""
+"""Drop the settings of a config file for its own pictures where a run has other pictures."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from tinydiffusion.config import Config
 SAME_PICTURES = (
     "size", "crop", "fit", "flip", "limit", "max_value", "window", "cache_gb", "workers",
 )  # fmt: skip
-"""Options of data sets that alter how their pictures are read, but not which there are."""
+"""Options of data sets that alter how pictures are read, but not which pictures there are."""
 
 
 def load_noting(file: str | Path, overrides: Sequence[str]) -> tuple[Config, list[str]]:
@@ -22,7 +22,7 @@ def load_noting(file: str | Path, overrides: Sequence[str]) -> tuple[Config, lis
         overrides: Flags, see `config.load`.
 
     Returns:
-        The config, and what the user has to know of it, in lines.
+        The config, and remarks on it for the user, one per line.
 
     Raises:
         ConfigError: see `config.load`.
@@ -50,5 +50,5 @@ def load_noting(file: str | Path, overrides: Sequence[str]) -> tuple[Config, lis
 
 
 def _pictures_of(dataset: dict[str, Any]) -> dict[str, Any]:
-    """Take from a `dataset` section what decides which pictures and captions there are."""
+    """Select from a `dataset` section the options that determine its pictures and captions."""
     return {key: value for key, value in dataset.items() if key not in SAME_PICTURES}

@@ -29,25 +29,25 @@ console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def about_model(model: TextToImage) -> dict[str, Any]:
-    """Collect what a checkpoint has to keep so that a model can be made of it without the data."""
+    """Collect what a checkpoint must keep so that a model can be made from it without the data."""
     encoder: Any = model.text_encoder
     return {
         "config": to_dict(model.config),
         "image_shape": list(model.image_shape),
-        # A frozen encoder brings its weights from where the config says.
+        # A frozen encoder loads its weights from the place in the config.
         "text_encoder": None if encoder.frozen else encoder.config(),
     }
 
 
 def export(source: Path, folder: Path, *, overwrite: bool = False) -> int:
-    """Write the averaged weights of a checkpoint as the model that the run would have saved there.
+    """Write the averaged weights of a checkpoint as the model that the run would have saved.
 
-    The training pictures are not needed. A run that began with another model (`init_from`) needs
-    that one.
+    The training pictures are not needed. For a run that began with another model (`init_from`),
+    that model is needed.
 
     Args:
         source: A run, whose newest undamaged checkpoint is taken, or the folder of one checkpoint.
-        folder: To be made.
+        folder: The model folder to write.
         overwrite: Replace a model that is there.
 
     Returns:
@@ -62,7 +62,7 @@ def export(source: Path, folder: Path, *, overwrite: bool = False) -> int:
         raise ConfigError(f"{folder} holds a model; name another folder, or --overwrite")
     check_replaceable(folder)
     path, checkpoint = _open(source)
-    with FolderLock(folder.resolve().parent):  # of a run, where that saves its model too
+    with FolderLock(folder.resolve().parent):  # the run's lock, if the run saves its model there
         save_model(folder, _model(path, checkpoint))
     seen = checkpoint.state["pictures_seen"]
     instead = ", in place of the model that was there" if replaced else ""

@@ -19,9 +19,9 @@ from tinydiffusion.training.checkpoints.folder import CHECKPOINTS, CheckpointFol
 
 CONFIG = "config.yaml"
 WRITTEN = ".config.sha256"
-"""File of a run with the SHA-256 of the config.yaml that it wrote, by which an edit is noticed."""
+"""File with the SHA-256 of the config.yaml that a run wrote, by which an edit is noticed."""
 VOCABULARY = "text_encoder.json"
-"""File of a run that rebuilds its text encoder: other captions would give another vocabulary."""
+"""File from which a run's text encoder is rebuilt: other captions give another vocabulary."""
 REPORT = "report.json"
 GRID = "grid.png"
 BEST, BEST_RECORD = "best", "best.json"
@@ -31,10 +31,10 @@ SHOWN = 5  # changed settings that a message names
 def check_run_folder(run_dir: Path, config: Config) -> None:
     """Check that a run may write into a folder, before anything is computed.
 
-    A folder with checkpoints is that of a run that goes on, and is checked when it is resumed.
+    A folder with checkpoints belongs to a run that continues, and is checked when it is resumed.
 
     Raises:
-        ConfigError: without any checkpoint there are results that would be trained anew, or a
+        ConfigError: there is no checkpoint, but there are results that would be trained anew, or a
             config.yaml that no run wrote.
     """
     if has_checkpoints(run_dir):
@@ -54,9 +54,9 @@ def check_run_folder(run_dir: Path, config: Config) -> None:
 
 
 def check_run_owner(run_dir: Path, *, overwrite: bool) -> None:
-    """Raise ValueError where a folder is not a run's, see `outputs.held`.
+    """Check that a folder belongs to a run; raise ValueError otherwise, see `outputs.held`.
 
-    A run with checkpoints goes on, so that there is nothing to overwrite: that is a warning.
+    A run with checkpoints continues, so that `overwrite` has no effect: that is a warning.
     """
     check_owner(run_dir, "train", overwrite=overwrite)
     if overwrite and has_checkpoints(run_dir):
@@ -65,12 +65,12 @@ def check_run_owner(run_dir: Path, *, overwrite: bool) -> None:
 
 
 def has_checkpoints(run_dir: Path) -> bool:
-    """Tell whether a run got as far as its first checkpoint in this folder."""
+    """Return whether this folder has a checkpoint of a run."""
     return bool(CheckpointFolder(run_dir / CHECKPOINTS).list())
 
 
 def missing_results(run_dir: Path) -> list[str]:
-    """List what a finished run leaves in its folder and is not there (any more)."""
+    """List the results of a finished run that are missing from its folder."""
     files = {MODEL: run_dir / MODEL / INDEX, GRID: run_dir / GRID, REPORT: run_dir / REPORT}
     return [name for name, file in files.items() if not file.is_file()]
 
@@ -80,11 +80,11 @@ def edits(run_dir: Path, config: Config) -> Sequence[str] | None:
 
     Args:
         run_dir: Folder of the run.
-        config: What this run would write.
+        config: The config that this run would write.
 
     Returns:
-        None where there is no such file, or the last run wrote it, or this one would write the
-        same. Else the settings that differ, in words; none where only the text does.
+        None where there is no such file, the last run wrote it, or this run would write the same.
+        Otherwise the settings that differ, in words; empty where only the text differs.
     """
     file, record = run_dir / CONFIG, run_dir / WRITTEN
     if not file.is_file() or file.read_bytes() == config_file.to_yaml(config):
@@ -102,10 +102,10 @@ def edits(run_dir: Path, config: Config) -> Sequence[str] | None:
 
 
 def save_config(run_dir: Path, config: Config) -> str | None:
-    """Write config.yaml and, beside it, by what an edit of it is noticed.
+    """Write config.yaml and, beside it, the hash by which an edit is noticed.
 
     Returns:
-        What an edit of the file that is replaced had changed, in words; None where there was none.
+        A remark on the edits of the file that is replaced; None where there were none.
     """
     changes = edits(run_dir, config)
     config_file.save(config, run_dir / CONFIG)
@@ -117,14 +117,14 @@ def save_config(run_dir: Path, config: Config) -> str | None:
 
 
 def save_vocabulary(run_dir: Path, text_encoder: TextEncoder) -> None:
-    """Write how to rebuild a text encoder that learned its vocabulary; of a frozen one, nothing."""
+    """Write the config of a text encoder that learned its vocabulary; not of a frozen one."""
     if not text_encoder.frozen:
         vocabulary = json.dumps(text_encoder.config())
         replace_file(run_dir / VOCABULARY, vocabulary.encode())
 
 
 def earlier_vocabulary(run_dir: Path) -> dict[str, Any] | None:
-    """Read the text encoder's config of the run that is there, if one has got so far."""
+    """Read the text encoder's config of a run in this folder; None without a checkpoint."""
     file = run_dir / VOCABULARY
     if not (file.exists() and has_checkpoints(run_dir)):
         return None
@@ -136,14 +136,14 @@ def _sha256(file: Path) -> str:
 
 
 def _results(run_dir: Path) -> list[str]:
-    """List what would be lost if a run began anew here."""
+    """List the results that would be lost if a run began anew here."""
     names = [name for name in (MODEL, GRID, REPORT) if name not in missing_results(run_dir)]
     return names + [BEST] * ((run_dir / BEST / INDEX).is_file() and _has_learned(run_dir))
 
 
 def _has_learned(run_dir: Path) -> bool:
-    """Tell whether the best model was kept after the start: a run killed early may begin again."""
+    """Return whether the best model is later than the start: a run killed early may begin again."""
     try:
         return json.loads((run_dir / BEST_RECORD).read_bytes())["pictures_seen"] > 0
     except (OSError, ValueError, KeyError, TypeError):
-        return True  # not for us to judge
+        return True  # unknown, so it is kept

@@ -1,4 +1,4 @@
-"""What a run is: the settings that must not change between a checkpoint and its resumption."""
+"""The identity of a run: settings that must not change between a checkpoint and a resumption."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ MAY_CHANGE = (
 
 
 def identity_of(config: Config, compilation: Decision) -> dict[str, Any]:
-    """The settings that decide what is learned, to the bit; of `compile`, what came of it."""
+    """Collect the settings that determine what is learned, to the bit, with `compile` decided."""
     values = config_file.to_dict(config)
     training = {k: v for k, v in values["training"].items() if k not in MAY_CHANGE}
     training["compile"] = compilation.mode  # "auto" may be either

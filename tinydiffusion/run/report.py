@@ -1,4 +1,4 @@
-"""The report that a run ends with: the same as `evaluate` writes of its model, and what it took."""
+"""The report at the end of a run: what `evaluate` writes on its model, and the run's cost."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -32,14 +32,14 @@ def report_run(
     """Measure the model of a run, print and write its report and return the rows.
 
     Args:
-        run_dir: The run, whose `model` is saved already.
+        run_dir: Folder of the run, whose `model` is saved already.
         pipeline: The same model.
-        evaluators: By name.
-        reference: Captioned pictures: prompts, and what is compared with.
-        train: What the model was trained on.
-        result: Of the training.
+        evaluators: Name -> evaluator.
+        reference: Captioned pictures, which give the prompts and are compared with.
+        train: The model's training set.
+        result: Result of the training.
         grid: The pictures of the final grid, with their prompts.
-        started: When the command was started, by `time.monotonic`.
+        started: Time of the command's start, by `time.monotonic`.
         console: For the progress bar.
     """
     evaluation = pipeline.config.evaluation
@@ -51,7 +51,7 @@ def report_run(
     data = "train" if reference is train else "validation"
     target.describe(measurement, {"data": data, "train": "train"})
     rows = measure_target(measurement, target, console)
-    if result.pictures_per_second:  # none where this call found the training done
+    if result.pictures_per_second:  # unknown where the training was done before this call
         speed = Score("pictures_per_second", result.pictures_per_second, result.pictures_seen)
         rows.append(report_row(speed, "trainer", {"device": target.context["device"]}))
     target.context |= {
@@ -61,6 +61,6 @@ def report_run(
         "training_seconds": result.seconds,
         "total_seconds": time.monotonic() - started,
     }
-    print_table(rows, str(run_dir / REPORT))  # first, whatever becomes of the file
+    print_table(rows, str(run_dir / REPORT))  # first: the file may fail to be written
     save_report(run_dir / REPORT, target, measurement, rows, {"grid": grid})
     return rows

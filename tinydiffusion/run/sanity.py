@@ -1,13 +1,13 @@
 """`tinydiffusion sanity`: three small checks that a setup can learn at all.
 
-The first thing to run when training ends in noise. The ladder is climbed with the settings of the
-run itself: its data, network, objective and sampler; only the length is cut.
+The first thing to run when training ends in noise. The checks have the settings of the run itself:
+its data, network, objective and sampler; only the length is cut.
 
-1. One picture, learned by heart: the sample must look like it.
+1. One picture, memorised: the sample must look like it.
 2. Sixteen pictures: each prompt must give its own picture.
-3. The same noise with the captions exchanged: the pictures must change places, too.
+3. The same noise with the captions exchanged: the pictures must be exchanged too.
 
-A set of fewer pictures, or of fewer different captions, is checked as far as it goes.
+With fewer pictures, or fewer different captions, as much is checked as they allow.
 """
 
 import dataclasses
@@ -35,17 +35,17 @@ from tinydiffusion.training.trainer import Trainer
 NUM_PICTURES = 16
 BATCH_SIZE = 32
 FIRST, EACH_MORE = 6_400, 1_280
-"""Pictures seen to learn one, and for each more; again for each not denoised, see `_fit`."""
+"""Pictures seen to learn one picture, and each further one; see `_fit` for `denoise_every`."""
 MAX_ERROR = 0.08
-"""Of the sample of the only picture: root mean square, pictures in [0, 1]."""
+"""Largest root mean square error of the sample of the one picture, pictures in [0, 1]."""
 MIN_SHARE = 0.9
-"""Of prompts whose sample is nearest to their own picture."""
+"""Smallest share of prompts whose sample is nearest to their own picture."""
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def sanity(config: Config) -> int:
-    """0 if every check passes, 1 if one fails."""
+    """Check that a setup can learn; return 0 if every check passes, 1 if one fails."""
     keep_freed_memory()
     check_config(config)
     examples = _distinct_examples(build_training(config), NUM_PICTURES)
@@ -65,7 +65,7 @@ def _outcome(passed: Sequence[bool]) -> str:
 
 
 def _unchecked(num_examples: int) -> str:
-    """Say what a small set kept from being checked."""
+    """Describe what could not be checked because the set is small."""
     if num_examples >= NUM_PICTURES:
         return ""
     if num_examples == 1:
@@ -106,12 +106,12 @@ def _verdict(check: str, what: str, value: float, bound: str, limit: float) -> b
 
 
 def _fit(config: Config, examples: Sequence[Example]) -> TextToImage:
-    """The run's model trained on these examples alone."""
+    """Train the run's model on these examples alone."""
     device = pick_device(config.training.device)
     captions = [captions_of(example)[0] for example in examples]
     shape = examples[0]["image"].shape
     objective: Any = build_objective(config, captions, shape[0]).to(device)
-    # Where one picture of N is denoised, the network still gets as many a step, and in all.
+    # Where one of N pictures is denoised, the network still gets as many per step and in all.
     every: int = config.objective.get("denoise_every", 1)
     num_pictures = every * (FIRST + EACH_MORE * (len(examples) - 1))
     with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +139,7 @@ def _fit(config: Config, examples: Sequence[Example]) -> TextToImage:
 def _generate(
     pipeline: TextToImage, examples: Sequence[Example], *, shift: int
 ) -> UInt8[Tensor, "N C H W"]:
-    """Samples of the captions, moved on by `shift` places while the noise stays."""
+    """Sample the captions, shifted by `shift` places while the noise stays the same."""
     captions = [captions_of(example)[0] for example in examples]
     unguided = dataclasses.replace(pipeline.config.sampling, guidance_scale=1.0)
     return pipeline.generate(captions[shift:] + captions[:shift], sampling=unguided)
@@ -148,7 +148,7 @@ def _generate(
 def _distances(
     images: UInt8[Tensor, "N C H W"], examples: Sequence[Example]
 ) -> Float[Tensor, "N M"]:
-    """Root mean square differences, pictures in [0, 1]."""
+    """Compute root mean square differences of all pairs, pictures in [0, 1]."""
     targets = torch.stack([example["image"] for example in examples])
     differences = (images[:, None].float() - targets[None].float()) / 255
     return differences.square().mean(dim=(2, 3, 4)).sqrt()
@@ -157,7 +157,7 @@ def _distances(
 def _distinct_examples(dataset: Dataset, count: int) -> list[Example]:
     """Find the first examples that differ in caption and picture, each with its first caption.
 
-    At most SURVEYED examples are looked at, all over the set: classes may lie one after the other.
+    At most SURVEYED examples are read, spread over the set, which may be sorted by class.
 
     Returns:
         From 1 to `count` examples.

@@ -14,7 +14,7 @@ from tinydiffusion.model_folder.opening import open_model
 
 
 class Start(NamedTuple):
-    """A trained network and text encoder, and what tells them from others."""
+    """A trained network and text encoder, and the hash that identifies them."""
 
     network: nn.Module
     text_encoder: Any  # see protocols.TextEncoder; a module
@@ -22,7 +22,7 @@ class Start(NamedTuple):
 
 
 def starting_model(config: Config) -> Start | None:
-    """What `init_from` names, or None where it names nothing.
+    """Open the model that `init_from` names; return None where it names none.
 
     Raises:
         ConfigError: the model is of another shape or meaning than the run's.

@@ -75,10 +75,14 @@ def train(
     notes: Sequence[str] = (),
     overwrite: bool = False,
 ) -> int:
-    """The exit code: 0 at the end of the run, 128 + the signal's number where one stopped it.
+    """Train a model by a config, and save, measure and report it; or estimate the cost.
 
-    A folder that holds checkpoints of this run goes on from the newest, or from `resume`. The notes
-    are what the user is to know of how the config was read.
+    A run with checkpoints in its folder continues from the newest, or from `resume`. The notes are
+    remarks for the user on how the config was read.
+
+    Returns:
+        The exit code: 0 at the end of the run, 1 where a metric failed, 128 + the signal's number
+        where a signal stopped it.
     """
     started = time.monotonic()
     if wrong := [key for key in allow_change if key.partition(".")[0] in FIXED]:
@@ -119,7 +123,7 @@ class _Run:
         self.trainer = self._trainer(fingerprints)
 
     def _read_data(self) -> dict[str, str]:
-        """Fingerprints of the training set, after the settings are checked and all data read."""
+        """Check the settings, read all data, and return the fingerprints of the training set."""
         config = self.config
         check_config(config)
         self.device = pick_device(config.training.device)
@@ -160,14 +164,14 @@ class _Run:
             compile_trained(self.objective.denoiser.network, self.objective.text_encoder)
 
     def _reference(self) -> Dataset:
-        """The set whose captions are the evaluation's prompts."""
+        """Return the set whose captions are the evaluation's prompts."""
         evaluation = self.config.evaluation
         if evaluation.reference == "validation" and self.validation is not None:
             return self.validation
         return self.dataset
 
     def go(self, started: float, resume: Path | None, allow_change: Sequence[str]) -> int:
-        """The exit code, after training from where the run stands, measuring and reporting."""
+        """Train from where the run stands, measure and report, and return the exit code."""
         trainer = self.trainer
         begun = self.processes.on_main(lambda: folder.has_checkpoints(self.run_dir))
         missing = self.processes.on_main(lambda: folder.missing_results(self.run_dir))
@@ -193,7 +197,7 @@ class _Run:
             return self.processes.on_main(lambda: self.finish(result, started))
 
     def _complete(self, missing: Sequence[str]) -> None:
-        """Make again what of a finished run is missing, from its last checkpoint."""
+        """Make the missing results of a finished run again, from its last checkpoint."""
         if not missing:
             console.print(f"{self.run_dir} is complete; another --run-dir trains anew")
             return
@@ -205,7 +209,7 @@ class _Run:
         console.print(f"the run is complete; {names} made again from its last checkpoint")
 
     def _encode_ahead(self) -> None:
-        """Have a frozen text encoder run every caption once, each process its share of them."""
+        """Encode every caption once with a frozen text encoder, each process a share of them."""
         encoder = self.objective.text_encoder
         if isinstance(encoder, EncodingAhead):
             share = (self.processes.rank, self.processes.count)
@@ -218,7 +222,7 @@ class _Run:
                 )
 
     def _begin(self) -> None:
-        (self.run_dir / REPORT).unlink(missing_ok=True)  # of a shorter run
+        (self.run_dir / REPORT).unlink(missing_ok=True)  # that of a shorter run
         if (edited := folder.save_config(self.run_dir, self.config)) is not None:
             console.print(edited)
         folder.save_vocabulary(self.run_dir, self.objective.text_encoder)
@@ -258,7 +262,7 @@ class _Run:
     def estimate(
         self, devices: Sequence[int], seconds_before: float, json_file: Path | None
     ) -> int:
-        """0 once it is told what the run will cost; the trainer is used up."""
+        """Print what the run will cost, and return 0; the trainer is used up."""
         if self.processes.count > 1:
             raise ConfigError("--dry-run tells of several devices by itself: start it without any")
         cost = plan(
@@ -275,14 +279,14 @@ class _Run:
         return 0
 
     def _captions_ahead(self) -> Sequence[str]:
-        """What a text encoder that encodes ahead is told: every caption that the data set tells."""
+        """List the captions to encode ahead: all of the data set; empty for other text encoders."""
         if not isinstance(self.objective.text_encoder, EncodingAhead):
             return ()
         dataset = self.dataset
         return list(dataset.captions()) if isinstance(dataset, Captioned) else self.captions
 
     def finish(self, result: TrainResult, started: float) -> int:
-        """0 once the model is saved, drawn, measured and reported; 1 where a metric failed."""
+        """Save, sample, measure and report the model; return 1 where a metric failed, else 0."""
         self.pipeline.save_pretrained(self.run_dir / MODEL)
         grid = self._save_grid(self.prompts)
         rows = report_run(
@@ -382,7 +386,7 @@ def _hold(run_dir: Path, stack: ExitStack, *, overwrite: bool) -> None:
 
 
 def _check_same_data(processes: Processes, fingerprints: dict[str, str]) -> None:
-    """Raise where the processes, on several machines, have not found the same pictures."""
+    """Check that all processes, on several machines, have found the same pictures."""
     digests = processes.gather(digest(fingerprints))
     if other := [rank for rank, each in enumerate(digests) if each != digests[0]]:
         raise ConfigError(

@@ -23,23 +23,23 @@ from tinydiffusion.runtime.processes import ALONE, Processes
 METADATA = "metadata.jsonl"
 NAME = re.compile(r"\d{5}\.png")
 MAX_SAMPLES = 100_000
-"""In one folder: the names of more would not sort."""
-READERS = 8  # threads: a file of a far disk takes its time
+"""Most samples in one folder: the names of more would not sort."""
+READERS = 8  # threads: reading a file from a remote disk is slow
 
 Rows = Mapping[int, Mapping[str, Any]]
 """Number of a sample -> how it was made."""
 
 
 def sample_file(folder: Path, i: int) -> Path:
-    """Where sample i lies; no prompt has a say in it."""
+    """Return the path of sample i, which does not depend on its prompt."""
     return folder / _name(i)
 
 
 def kept_samples(folder: Path, rows: Rows) -> dict[int, str]:
-    """Number -> sha256 of the wanted samples that an earlier call has left, whole and unchanged.
+    """Find the wanted samples that an earlier call has left whole and unchanged: number -> sha256.
 
     Args:
-        folder: Where they may lie.
+        folder: Folder to search.
         rows: What the samples must be, as for `save_samples`.
 
     Raises:
@@ -55,12 +55,12 @@ def kept_samples(folder: Path, rows: Rows) -> dict[int, str]:
 
 
 def describe_replaced(folder: Path, rows: Rows, kept: Mapping[int, str]) -> str:
-    """Say which earlier samples a call will delete or make anew; empty where it loses none.
+    """Describe which earlier samples a call will delete or make anew; empty where it loses none.
 
-    Samples that a call was killed over are left out: it was about to write them itself.
+    Samples that a killed call was about to write are left out.
 
     Args:
-        folder: Where they lie.
+        folder: Folder of the samples.
         rows: What the samples will be, as for `save_samples`.
         kept: See `kept_samples`.
 
@@ -92,7 +92,7 @@ def describe_replaced(folder: Path, rows: Rows, kept: Mapping[int, str]) -> str:
 
 
 def are_whole(files: Mapping[Path, str]) -> set[Path]:
-    """Those of the files that are there and have the sha256 that is given."""
+    """Return those of the files that exist and have the given sha256."""
     with ThreadPoolExecutor(READERS) as pool:
         digests = pool.map(_sha256, files)
         return {file for file, found in zip(files, digests, strict=True) if found == files[file]}
@@ -107,15 +107,15 @@ def save_samples(
 ) -> None:
     """Write 00000.png … and metadata.jsonl (imagefolder convention), one row per picture.
 
-    Pictures are written as they come. A call that was cut short leaves what `kept_samples` finds;
-    files of other samples are deleted when the first picture is there. Collective.
+    Pictures are written as they arrive. An interrupted call leaves what `kept_samples` finds;
+    files of other samples are deleted when the first picture has arrived. Collective.
 
     Args:
-        folder: Made if need be.
-        images: With their numbers those that are not kept; of several processes, each has some.
+        folder: Created if it is missing.
+        images: Numbered pictures that are not kept; where processes share the work, this one's.
         rows: One per picture, kept ones too; `file_name` and `sha256` are added.
         kept: See `kept_samples`.
-        processes: Those that write into the folder.
+        processes: The processes that write into the folder.
 
     Raises:
         DiskError: the folder cannot be written.
@@ -124,7 +124,7 @@ def save_samples(
     digests = dict(kept or {})
     images = iter(images)
     with processes.together():
-        first = list(islice(images, 1))  # what is wrong with the settings shows before files go
+        first = list(islice(images, 1))  # wrong settings raise before files are deleted
     processes.on_main(lambda: begin(folder, rows, digests))
     with processes.together():
         made = _write(folder, chain(first, images), rows, processes.rank)
@@ -134,12 +134,12 @@ def save_samples(
 
 
 def begin(folder: Path, rows: Rows, known: Mapping[int, str]) -> None:
-    """Leave in the folder the known samples, as unfinished work.
+    """Delete all but the known samples from the folder, and mark these as unfinished work.
 
     Args:
-        folder: Made if need be.
+        folder: Created if it is missing.
         rows: See `save_samples`.
-        known: Number -> sha256 of samples that are there, or will be; other samples are deleted.
+        known: Number -> sha256 of samples that exist, or will; other samples are deleted.
     """
     names = {_name(i) for i in known}
     with naming_disk_errors(folder):
@@ -155,7 +155,7 @@ def begin(folder: Path, rows: Rows, known: Mapping[int, str]) -> None:
 
 
 def finish(folder: Path, rows: Rows, digests: Mapping[int, str]) -> None:
-    """Say that all samples are there."""
+    """Write metadata.jsonl, which marks the samples as finished."""
     assert digests.keys() == rows.keys()
     with naming_disk_errors(folder):
         lines = "".join(_line(i, rows, digests) for i in sorted(rows))
@@ -165,7 +165,7 @@ def finish(folder: Path, rows: Rows, digests: Mapping[int, str]) -> None:
 
 
 def finished_rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """File name -> row of the samples in a folder; empty where they are not finished.
+    """Read the samples of a folder: file name -> row; empty where they are not finished.
 
     Raises:
         ValueError: the folder's metadata.jsonl is not of samples.
@@ -180,7 +180,7 @@ def finished_rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def earlier_rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """File name -> row of the samples in a folder, finished or not."""
+    """Read the samples of a folder, finished or not: file name -> row."""
     rows = finished_rows(folder)
     for file in _unfinished(folder):
         rows |= _by_name(_read_rows(file, torn=True))
@@ -189,7 +189,7 @@ def earlier_rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def naming_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns an operating system's refusal to write inside the `with` into a DiskError."""
+    """Raise DiskError in place of OSError inside the `with`."""
     try:
         yield
     except OSError as error:
@@ -203,7 +203,7 @@ def naming_disk_errors(folder: Path) -> Iterator[None]:
 def _write(
     folder: Path, images: Iterable[tuple[int, UInt8[Tensor, "C H W"]]], rows: Rows, rank: int
 ) -> dict[int, str]:
-    """Number -> sha256 of the pictures of this process, written."""
+    """Write the pictures of this process, and return number -> sha256."""
     if not (folder / UNFINISHED).exists():
         raise ValueError(
             f"process {rank} does not see {folder}: the machines of one job need a common disk; "
@@ -216,13 +216,13 @@ def _write(
             data = _png(image)
             digests[i] = hashlib.sha256(data).hexdigest()
             unfinished.write(_line(i, rows, digests))
-            unfinished.flush()  # known before it is there, so that no file is ever nobody's
+            unfinished.flush()  # listed before it exists, so that every file is listed
             sample_file(folder, i).write_bytes(data)
     return digests
 
 
 def _unfinished(folder: Path) -> list[Path]:
-    """Where the processes of a call have noted what they write, the main one's first."""
+    """Find the files in which processes have listed what they write, the main process's first."""
     return sorted(folder.glob(".unfinished*.jsonl"))
 
 
@@ -237,7 +237,7 @@ def _by_name(rows: Iterable[Any]) -> dict[str, dict[str, Any]]:
 
 
 def _read_rows(file: Path, *, torn: bool = False) -> list[Any]:
-    """The rows of a file, if there is one; a `torn` one may end in the middle of a row."""
+    """Read the rows of a file, if it exists; a `torn` file may end in the middle of a row."""
     if not file.exists():
         return []
     lines = [line for line in file.read_bytes().split(b"\n") if line.strip()]
@@ -249,7 +249,7 @@ def _read_rows(file: Path, *, torn: bool = False) -> list[Any]:
 
 
 def _is_wanted(name: str, row: Mapping[str, Any], rows: Rows) -> bool:
-    """Return whether an earlier sample was made as the wanted one of its number would be."""
+    """Return whether an earlier sample was made as the wanted sample of its number would be."""
     number, sha256 = int(Path(name).stem), row.get("sha256")
     return number in rows and isinstance(sha256, str) and row == _row(number, rows, sha256)
 

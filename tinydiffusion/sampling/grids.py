@@ -1,4 +1,4 @@
-"""Sample grids on the way of a run: the same prompts and seeds every time."""
+"""Sample grids during a run: the same prompts and seeds every time."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from tinydiffusion.survey import evaluation_prompts, spread
 def grid_prompts(
     sampling: SamplingConfig, captions: Sequence[str], validation: Dataset | None
 ) -> tuple[list[str], str]:
-    """Choose the prompts of a run's grids: those of its config, else captions of its pictures.
+    """Choose the prompts of a run's grids: those of its config, or else captions of its pictures.
 
     Args:
         sampling: Section of the config.
-        captions: Of the training set; at least one.
+        captions: Captions of the training set; at least one.
         validation: Held-out pictures, whose captions make up half of the prompts.
 
     Returns:
-        The prompts, those of training first, and in words where they come from.
+        The prompts, those of training first, and a text on their origin.
     """
     if sampling.prompts:
         return list(sampling.prompts), f"the {len(sampling.prompts)} sampling.prompts"
@@ -42,7 +42,7 @@ def grid_prompts(
 
 
 class SampleGrid:
-    """The same prompts and seeds every time, so that grids can be compared over the run."""
+    """Sample grids with the same prompts and seeds, so that they can be compared over the run."""
 
     def __init__(
         self, pipeline: TextToImage, prompts: Sequence[str], *, every: int, seed: int
@@ -55,9 +55,9 @@ class SampleGrid:
     def __call__(
         self, pictures_seen: int, run_dir: Path, modules: nn.Module
     ) -> dict[str, float | str]:
-        """Writes `samples/<pictures seen>.png` and reports its path.
+        """Write `samples/<pictures seen>.png` and return its path.
 
-        A picture that is not finite costs the grid, not the run.
+        If a picture is not finite, the grid is left out with a warning.
         """
         file = run_dir / "samples" / f"{pictures_seen:08d}.png"
         try:

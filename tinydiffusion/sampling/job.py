@@ -1,4 +1,4 @@
-"""Samples of a model in a folder, made as they come; what is there already is not made again."""
+"""Samples of a model in a folder; those that exist already are not generated again."""
 
 import hashlib
 import json
@@ -36,12 +36,12 @@ Numbered = tuple[int, UInt8[Tensor, "C H W"]]
 
 
 def model_sha256(folder: Path) -> str:
-    """Sha256 of `model_index.json`, which holds those of the weights."""
+    """Compute the sha256 of `model_index.json`, which holds those of the weights."""
     return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
 
 
 def shard_folder(folder: Path, shard: Shard) -> Path:
-    """Where a shard of the samples in a folder lies; the whole lies in the folder itself."""
+    """Return the folder of a shard of samples; the whole set lies in `folder` itself."""
     if shard == WHOLE:
         return folder
     number, count = shard
@@ -66,27 +66,27 @@ def make_samples(
 ) -> None:
     """Write a picture of every prompt, picture i with seed + i, and how each was made.
 
-    The same call after an interruption goes on, with any number of processes: pictures are kept
+    The same call after an interruption continues, with any number of processes: it keeps pictures
     that are whole and were made from the same model, prompt, seed and settings. Collective.
 
     Args:
-        folder: See `save_samples`; a shard has a folder of its own in it.
+        folder: See `save_samples`; a shard has its own folder inside.
         pipeline: The model.
         prompts: One per picture, those of all shards.
         model: See `model_sha256`.
-        seed: Of picture 0.
+        seed: Seed of picture 0.
         batch_size: Pictures made together by a process.
         sampling: Sampler, steps, guidance.
-        console: What was kept, and what looks wrong, is said there.
+        console: Console for the number of kept pictures and for warnings.
         negative_prompt: What guidance moves away from.
         sampler_options: The sampler's own options.
         shard: Which part of the pictures to make.
-        processes: Those that share them.
+        processes: The processes that share the pictures.
         overwrite: See `outputs.held`.
 
     Raises:
         ValueError: a setting is out of its range, or the folder holds something else or is in use;
-            before anything is computed or deleted.
+            raised before anything is computed or deleted.
     """
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -123,7 +123,7 @@ def make_samples(
 
 
 def _hold(folder: Path, shard: Shard, stack: ExitStack, *, overwrite: bool) -> None:
-    """Hold the folder of the samples, or of a part: parts are made side by side."""
+    """Lock the folder of the samples, or of one shard: shards may be made at the same time."""
     with naming_disk_errors(folder):
         if shard != WHOLE:
             mark(folder, "sample", overwrite=overwrite)
@@ -131,7 +131,7 @@ def _hold(folder: Path, shard: Shard, stack: ExitStack, *, overwrite: bool) -> N
 
 
 def _look_at(folder: Path, rows: Rows) -> tuple[dict[int, str], str]:
-    """Return what `kept_samples` finds, and what `describe_replaced` says of the rest."""
+    """Return what `kept_samples` finds, and what `describe_replaced` returns for the rest."""
     kept = kept_samples(folder, rows)
     return kept, describe_replaced(folder, rows, kept)
 
@@ -153,7 +153,7 @@ def _how(
     sampling: SamplingConfig,
     sampler_options: dict[str, Any],
 ) -> dict[str, Any]:
-    """What else decides the pixels; the batch size does not, nor what has no effect."""
+    """Collect the other settings that the pixels depend on; the batch size is not among them."""
     del batch_size
     return {
         "negative_prompt": negative_prompt if pipeline.guidance(sampling).is_on else "",
@@ -177,10 +177,10 @@ def _made(
     console: Console,
     options: dict[str, Any],
 ) -> Iterator[Numbered]:
-    """The wanted pictures with their numbers, in the batches of an unbroken run.
+    """Yield the wanted pictures with their numbers, in the batches of an uninterrupted run.
 
-    A picture of a GPU is the same to the bit in the same batch only, so that batches of which
-    some is not wanted are made whole. On a CPU it is the same in any batch, see `FixedRows`.
+    On a GPU a picture is the same to the bit in the same batch only, so that partly wanted
+    batches are generated whole. On a CPU it is the same in any batch, see `FixedRows`.
     """
     size = options["batch_size"]
     batches = [list(numbers) for _, numbers in groupby(wanted, lambda i: i // size)]
@@ -195,7 +195,7 @@ def _made(
 
 
 def _noting_flat(images: Iterable[Numbered], flat: list[int]) -> Iterator[Numbered]:
-    """The same pictures; the numbers of those of one colour are noted."""
+    """Yield the same pictures, and append the numbers of those of one colour to `flat`."""
     for i, image in images:
         if (image == image[:, :1, :1]).all():
             flat.append(i)

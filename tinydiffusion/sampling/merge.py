@@ -27,18 +27,18 @@ from tinydiffusion.sampling.job import SCHEMA
 from tinydiffusion.sampling.prompts import prompts_sha256
 
 CLEARED = ".merged-"
-"""Begins the name of a shard's folder that is about to be removed."""
+"""Prefix of the name of a shard's folder that is about to be removed."""
 
 
 class SampleShard(NamedTuple):
     """A finished shard of samples."""
 
-    whole: dict[str, Any]  # what all shards are parts of
+    whole: dict[str, Any]  # description of the whole that all shards are parts of
     shard: Shard
     rows: dict[int, dict[str, Any]]  # number of a sample -> its row of metadata
 
     def files(self, folder: Path) -> dict[Path, str]:
-        """File -> sha256 of its samples, as they would lie in this folder."""
+        """Map the files of its samples, as if they were in `folder`, to their sha256."""
         return {sample_file(folder, i): row["sha256"] for i, row in self.rows.items()}
 
 
@@ -46,9 +46,12 @@ Shards = Mapping[Path, SampleShard]
 
 
 def merge_samples(folders: Sequence[Path], *, overwrite: bool = False) -> int:
-    """0 once all shards in these folders are one in the first, as one process would have left it.
+    """Merge all shards in these folders into the first, as if one process had sampled.
 
-    Pictures are moved. The same call goes on where one was cut short.
+    Pictures are moved. The same call continues an interrupted one.
+
+    Returns:
+        The exit code, 0.
 
     Raises:
         ValueError: a shard is missing, unfinished, damaged or of another run, or comes twice;
@@ -70,7 +73,7 @@ def merge_samples(folders: Sequence[Path], *, overwrite: bool = False) -> int:
     with ExitStack() as stack:
         for folder in dict.fromkeys([*folders, *shards]):
             stack.enter_context(held(folder, "sample", overwrite=overwrite))
-        if not _are_in(target, shards):  # they are where a call was killed while it cleared up
+        if not _are_in(target, shards):  # they are if a call was killed during the clean-up
             rows = _rows_of_all(shards)
             _check_files(target, shards)
             if replaced := describe_replaced(target, rows, kept_samples(target, rows)):
@@ -83,7 +86,7 @@ def merge_samples(folders: Sequence[Path], *, overwrite: bool = False) -> int:
 
 
 def read_shard(folder: Path) -> SampleShard:
-    """The shard in a folder, its pictures not looked at.
+    """Read the shard in a folder, without its pictures.
 
     Raises:
         ValueError: it is not finished, or holds something else.
@@ -108,13 +111,13 @@ def read_shard(folder: Path) -> SampleShard:
 
 
 def _fits(row: Mapping[str, Any], i: int, whole: Mapping[str, Any]) -> bool:
-    """Whether the row is that of sample i of the run, whatever its prompt and its pixels."""
+    """Return whether a row fits sample i of the run; prompt and pixels are not compared."""
     own = {key: row[key] for key in ("file_name", "text", "sha256")}
     return row == {**own, "seed": whole["seed"] + i, **whole["how"]}
 
 
 def _are_in(target: Path, shards: Shards) -> bool:
-    """Whether all samples of the shards lie in the target, finished and whole."""
+    """Return whether all samples of the shards are in the target, finished and whole."""
     if (target / UNFINISHED).exists():
         return False
     there = finished_rows(target)
@@ -127,7 +130,7 @@ def _are_in(target: Path, shards: Shards) -> bool:
 
 
 def _rows_of_all(shards: Shards) -> dict[int, dict[str, Any]]:
-    """Number -> row of all samples of the run that the shards are parts of."""
+    """Collect the samples of all shards of a run: number -> row."""
     parts = {path: Part(shard.whole, shard.shard) for path, shard in shards.items()}
     paths = in_order(parts, "run")
     rows = {i: row for path in paths for i, row in sorted(shards[path].rows.items())}
@@ -138,9 +141,9 @@ def _rows_of_all(shards: Shards) -> dict[int, dict[str, Any]]:
 
 
 def _check_files(target: Path, shards: Shards) -> None:
-    """Raise where a picture is neither in its shard nor, moved by an earlier call, in the target.
+    """Check that every picture is in its shard or, moved by an earlier call, in the target.
 
-    Also where there is a file that would go with the shard's folder.
+    Also check that no other file would be removed with a shard's folder.
     """
     for path, shard in shards.items():
         expected = shard.files(path)
@@ -170,7 +173,7 @@ def _digests(rows: dict[int, dict[str, Any]]) -> dict[int, str]:
 
 
 def _clear(folders: Sequence[Path], shards: Shards) -> None:
-    """Remove what is left of the shards; under another name first: half a shard is none."""
+    """Remove what is left of the shards; rename them first, so that none is read half removed."""
     for folder in folders:
         for left in folder.glob(f"{CLEARED}*"):
             shutil.rmtree(left)

@@ -1,6 +1,6 @@
-"""Prompts out of the files that people keep them in: a prompt a line, JSON, JSON lines, tables.
+"""Prompts from files of several kinds: a prompt a line, JSON, JSON lines, tables.
 
-Markup never becomes a prompt: a file is read as what it is, or refused.
+Markup never becomes a prompt: a file is read as its own kind, or refused.
 """
 
 import csv
@@ -21,10 +21,10 @@ KINDS = {
     "": None, ".txt": "text", ".text": "text", ".json": "JSON", ".jsonl": "JSON",
     ".ndjson": "JSON", ".csv": "table", ".tsv": "table",
 }  # fmt: skip
-"""Suffix in lower case -> what is read; None: what the content looks like."""
+"""Suffix in lower case -> kind of file; None: the kind is guessed from the content."""
 COLUMNS = ("prompt", "text", "caption")
 CONDITIONS = "include"
-"""Key of what a prompt of GenEval asks for, see `scenes/geneval.py`."""
+"""Key of the conditions of a GenEval prompt, see `scenes/geneval.py`."""
 
 JSON_LINE = re.compile(r'\s*(\[\s*($|["{\[])|\{\s*($|"))')
 QUOTED_LINE = re.compile(r'\s*"([^"\\]|\\.)*",?\s*$')
@@ -37,7 +37,7 @@ YAML_LINE = re.compile(r"\s*(---|%YAML.*|(- )?(prompts?|texts?|captions?|file_na
 
 
 class Prompts(NamedTuple):
-    """What a prompts file holds."""
+    """The content of a prompts file."""
 
     texts: list[str]
     have_conditions: bool  # GenEval's, for the judge of scene_accuracy
@@ -50,8 +50,8 @@ def read_prompts_file(file: Path) -> Prompts:
     and tables have a `prompt`, or just one of `text` and `caption`.
 
     Args:
-        file: Its suffix, in any case, says what it is; of "-", a pipe or a name without a suffix
-            the content does.
+        file: The suffix, in upper or lower case, gives the kind; for "-", a pipe or a name without
+            a suffix the content does.
 
     Raises:
         UsageError: there is no such file, it is of another kind, it is markup where a prompt a
@@ -86,7 +86,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _text_of(file: Path) -> str:
-    """The content of a file or pipe, without a byte order mark."""
+    """Read the content of a file or pipe, without a byte order mark."""
     if file != STDIN and not file.exists():
         raise _refusal(file, "there is no such file")
     if file.is_dir():
@@ -109,13 +109,13 @@ def _text_of(file: Path) -> str:
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
-    """Number and content of every line that is not blank; other separators stay in their line."""
+    """List number and content of every line that is not blank, split at CR, LF and CRLF only."""
     lines = re.split(r"\r\n|\r|\n", text)
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _kind_of(text: str) -> str:
-    """What a text looks like: a key of `_READERS`."""
+    """Guess the kind of a text: a key of `_READERS`."""
     lines = [line for _, line in _lines(text)]
     if lines and (JSON_LINE.match(lines[0]) or all(map(QUOTED_LINE.match, lines))):
         return "JSON"
@@ -123,18 +123,18 @@ def _kind_of(text: str) -> str:
 
 
 def _is_header(line: str) -> bool:
-    """Whether a line is the names of columns, one of them known, rather than a prompt."""
+    """Return whether a line holds names of columns, one of them known, rather than a prompt."""
     cells = _cells(line, ",;\t")
     known = {*COLUMNS, "file_name"} & set(cells)
     return bool(known) and all(re.fullmatch(r"[\w-]{1,40}", cell) for cell in cells)
 
 
 def _cells(header: str, delimiters: str) -> list[str]:
-    """The names of a header in lower case."""
+    """Split a header into its names in lower case."""
     return [cell.strip().strip('"').lower() for cell in re.split(f"[{delimiters}]", header)]
 
 
-# ---- readers: each gives texts, or objects that have one -------------------------------------
+# ---- readers: each yields texts, or objects that hold one ------------------------------------
 
 
 def _read_text(text: str) -> Iterator[str]:
@@ -159,7 +159,7 @@ def _read_text(text: str) -> Iterator[str]:
 
 
 def _read_json(text: str) -> Iterator[Any]:
-    """The items of one list, or the values of all lines."""
+    """Yield the items of one list, or the values of all lines."""
     try:
         whole = json.loads(text)
     except ValueError as error:
@@ -179,7 +179,7 @@ def _json_line(number: int, line: str) -> Any:
 
 
 def _read_table(text: str) -> Iterator[str]:
-    """The prompts of a table with a header, separated by commas, semicolons or tabs."""
+    """Yield the prompts of a table with a header, separated by commas, semicolons or tabs."""
     delimiters = [d for d in ",;\t" if set(COLUMNS) & set(_cells(_lines(text)[0][1], d))]
     delimiter = delimiters[0] if delimiters else ","
     rows = csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=delimiter, strict=True)
@@ -204,7 +204,7 @@ _READERS: dict[str, Callable[[str], Iterator[Any]]] = {
 
 
 def _prompt_of(record: Any) -> str:
-    """The text of a record, or the one under the key that it has for it."""
+    """Return a record that is a text, or the text under the prompt key of the record."""
     if isinstance(record, str):
         return record
     if not isinstance(record, dict):
@@ -216,7 +216,7 @@ def _prompt_of(record: Any) -> str:
 
 
 def _column_of(names: list[str]) -> str:
-    """The name, in any case, under which the prompts are: `prompt`, or the only other one."""
+    """Choose the name of the prompts' column, in any case: `prompt`, or the only other one."""
     for wanted in (COLUMNS[:1], COLUMNS):
         found = [name for name in names if name.lower() in wanted]
         if len(found) == 1:
@@ -226,7 +226,7 @@ def _column_of(names: list[str]) -> str:
 
 
 def prompts_sha256(prompts: Sequence[str]) -> str | None:
-    """SHA-256 of the prompts in their order; None where no picture has one."""
+    """Compute the SHA-256 of the prompts in their order; None where no picture has one."""
     if not any(prompts):
         return None
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()

@@ -22,7 +22,7 @@ from tinydiffusion.runtime.processes import joined
 from tinydiffusion.sampling.folder import NAME, sample_file
 from tinydiffusion.sampling.job import check_count, make_samples, model_sha256
 
-ROW = 16  # pictures of one prompt that a row of the grid takes
+ROW = 16  # most pictures of one prompt in a row of the grid
 
 
 def sample(
@@ -43,7 +43,7 @@ def sample(
     trust_plugins: bool,
     overwrite: bool = False,
 ) -> int:
-    """0 once `num_images` pictures of every prompt, or a shard of them, are written.
+    """Write `num_images` pictures of every prompt, or a shard of them, and return 0.
 
     The processes of a launcher share the work.
     """
@@ -95,7 +95,7 @@ def _check(prompts: Sequence[str], num_images: int) -> None:
 
 
 def _check_grid(grid: Path | None, out: Path, shard: Shard) -> None:
-    """Raise ConfigError for a grid of a part of the pictures, or in the place of a picture."""
+    """Raise ConfigError for a grid of only a shard, or one that would replace a picture."""
     if grid is None:
         return
     if shard != WHOLE:

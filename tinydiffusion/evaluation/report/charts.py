@@ -15,7 +15,7 @@ MAX_LOG_TICKS = 8
 
 
 class Line(NamedTuple):
-    """Points in the order they are joined in."""
+    """A line by its name and its points, in the order in which they are joined."""
 
     name: str
     points: Sequence[tuple[float | int, float | int]]
@@ -23,10 +23,10 @@ class Line(NamedTuple):
 
 
 def chart(lines: Sequence[Line], x: str, y: str, *, log_y: bool = False) -> str:
-    """An SVG element with all lines; empty where no point is there.
+    """Draw all lines as an SVG element; empty where there is no point.
 
     Args:
-        lines: With their names.
+        lines: Lines with their names.
         x: Label of the horizontal axis.
         y: Label of the vertical axis.
         log_y: Whether the vertical axis is logarithmic; values must be above 0.
@@ -46,7 +46,7 @@ def chart(lines: Sequence[Line], x: str, y: str, *, log_y: bool = False) -> str:
 
 
 def interval_bar(value: float, ci95: Sequence[float], low: float, high: float) -> str:
-    """A value with its interval on the range [low, high], as a small SVG element."""
+    """Draw a value with its interval on the range [low, high], as a small SVG element."""
     span = (high - low) or 1.0
     places = [6 + 108 * (v - low) / span for v in (ci95[0], value, ci95[1])]
     a, at, b = (f"{place:.1f}" for place in places)
@@ -73,7 +73,7 @@ class _Axis:
         return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values inside the range."""
+        """Choose round values inside the range."""
         if self.log:
             powers = range(math.floor(self.low), math.ceil(self.high) + 1)
             every = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
@@ -110,7 +110,7 @@ def _grid(horizontal: _Axis, vertical: _Axis) -> list[str]:
 
 
 def _titles(x: str, y: str) -> list[str]:
-    """The vertical axis has its title above the chart, where it reads without turning the head."""
+    """Draw the titles of the axes; the vertical axis has its title upright, above the chart."""
     return [
         f'<text class="title" x="{LEFT}" y="18">{html.escape(y)}</text>',
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 class Curves(NamedTuple):
-    """Charts as SVG, and what is missing of them."""
+    """Charts as SVG, and a note on what is missing."""
 
     charts: list[str]
     note: str = ""
@@ -68,12 +68,12 @@ def guidance_sweep(sweep: Sequence[Row]) -> Sweep:
 
 
 def digits(value: float | int | None) -> str:
-    """Write a number to four digits, and none as nothing."""
+    """Format a number to four digits, and None as an empty string."""
     return "" if value is None else f"{value:.4g}"
 
 
 def once(items: Iterable[str]) -> list[str]:
-    """The items in their order, each at its first place only."""
+    """Return the items in their order, each at its first place only."""
     return list(dict.fromkeys(items))
 
 

@@ -26,7 +26,7 @@ class Frame(NamedTuple):
 
 
 class Film(NamedTuple):
-    """The frames of a run, the prompts of their pictures where they say them, and what to know."""
+    """The frames of a run, the prompts of their pictures where these are known, and notes."""
 
     frames: list[Frame]
     prompts: list[str]
@@ -34,7 +34,7 @@ class Film(NamedTuple):
 
 
 def film_of(run: Path) -> Film:
-    """Read the sample grids of a run, and say which are missing or left out."""
+    """Read the sample grids of a run, and note which are missing or left out."""
     files = sorted((run / SAMPLES).glob("*.png"))
     files = [file for file in files if file.stem.isdecimal()]
     if not files:
@@ -57,7 +57,7 @@ def _shown(shown: int, found: int) -> list[str]:
 
 
 def _evenly(files: Sequence[Path], number: int) -> list[Path]:
-    """At most so many of the files, the first and the last included."""
+    """Choose at most `number` of the files, evenly, the first and the last included."""
     if len(files) <= number:
         return list(files)
     return [files[round(i * (len(files) - 1) / (number - 1))] for i in range(number)]
@@ -73,7 +73,7 @@ def _jpeg(image: Image.Image) -> str:
 
 
 def _prompts(image: Image.Image) -> list[str]:
-    """The prompts that the grid's PNG file names, if it names any."""
+    """Read the prompts from the grid's PNG file, if it holds any."""
     try:
         prompts = json.loads(str(image.info.get("prompts", "[]")))
     except ValueError:

@@ -36,7 +36,7 @@ def illustrations(
     generated: Pictures | None = None,
     rows: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """`figures` of the evaluators that have some, and the `pictures` that rows speak of by id."""
+    """Draw the evaluators' `figures`, and the `pictures` that rows refer to by id."""
     figures: dict[str, str] = {}
     for name, evaluator in measurement.evaluators.items():
         if isinstance(evaluator, Illustrated) and name not in measurement.failures:
@@ -53,7 +53,7 @@ def labelled(images: UInt8[Tensor, "N C H W"], prompts: Sequence[str]) -> list[d
 
 
 def ranking_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first row of each evaluator that has a value per picture; those below are its parts."""
+    """Return each evaluator's first row with values per picture; later rows are parts of it."""
     first: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row.get("per_picture"):
@@ -78,7 +78,7 @@ def extremes(row: dict[str, Any]) -> Extremes:
 
 
 def _thumbnails(generated: Pictures, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """The first pictures, and the best and worst by every row that has values per picture."""
+    """Draw the first pictures, and the best and worst by every row with values per picture."""
     first = list(range(min(NUM_SAMPLES, len(generated))))
     named = {i for row in ranking_rows(rows) for ids in extremes(row) for i in ids}
     shown: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Take what the page of a report shows out of its JSON; the page itself is a template."""
+"""Extract what the page of a report shows from its JSON; the page itself is a template."""
 
 import json
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ PROVENANCE = (
 
 
 class Shown(NamedTuple):
-    """A picture with what stands below it; without PNG its words alone."""
+    """A picture with the text below it; without PNG the text alone."""
 
     label: str
     png: str = ""
@@ -67,13 +67,13 @@ def render(parts: dict[str, Any]) -> str:
 
 
 def title_of(found: Row) -> str:
-    """Name the run, or else what was measured."""
+    """Return the name of the run, or else of what was measured."""
     context = found["context"]
     return str(context.get("run") or context.get("target") or "a model")
 
 
 def facts(found: Row) -> list[str]:
-    """Say in short what was trained and how it made its pictures."""
+    """List in short what was trained and how it generated its pictures."""
     context, said = found["context"], []
     if "training_seconds" in context:
         minutes = context["training_seconds"] / 60
@@ -93,7 +93,7 @@ def facts(found: Row) -> list[str]:
 
 
 def opening(found: Row, grid_png: str) -> Opening:
-    """Choose what to open with: the final grid, single samples, or the run's `grid.png`.
+    """Choose the page's first pictures: the final grid, single samples, or the run's `grid.png`.
 
     Args:
         found: The report.
@@ -114,7 +114,7 @@ def opening(found: Row, grid_png: str) -> Opening:
 
 
 def rankings(found: Row) -> list[Ranking]:
-    """The best and the worst pictures, or the right and the wrong ones, of every metric."""
+    """Choose the best and the worst pictures, or the right and the wrong ones, of every metric."""
     return [_ranking(found, row) for row in ranking_rows(found["results"])]
 
 
@@ -144,7 +144,7 @@ def _right_and_wrong(found: Row, row: Row, ends: Extremes) -> list[Group]:
 
 
 def _all_shown(found: Row, numbers: Sequence[int], row: Row | None = None) -> list[Shown]:
-    """Those of which the report holds the picture or the prompt."""
+    """Return the pictures of which the report holds the PNG or the prompt."""
     prompts, pngs = found["context"].get("prompts") or [], found.get("pictures", {})
     return [_shown(found, i, row) for i in numbers if i < len(prompts) or str(i) in pngs]
 
@@ -160,7 +160,7 @@ def _shown(found: Row, number: int, row: Row | None = None) -> Shown:
 
 
 def numbers(rows: Sequence[Row]) -> dict[str, Any]:
-    """The table of results, and what is to be said below it."""
+    """Collect the table of results, and the warnings and failures below it."""
     return {
         "rows": [_number(row) for row in rows],
         "has_floor": any(row["details"].get("floor") is not None for row in rows),
@@ -189,7 +189,7 @@ def _number(row: Row) -> dict[str, Any]:
 
 
 def _bar(row: Row) -> str:
-    """Draw the interval: shares on [0, 1], others from 0 to twice the value."""
+    """Draw the interval: on [0, 1] for shares, else from 0 to just above the upper bound."""
     if row["ci95"] is None or row["value"] is None:
         return ""
     value, low, high = map(float, (row["value"], *row["ci95"]))
@@ -201,7 +201,7 @@ def _bar(row: Row) -> str:
 
 
 def provenance(found: Row) -> dict[str, dict[str, str]]:
-    """Sum up what decides the numbers, and give all that the report says as JSON text."""
+    """Summarise what the numbers depend on, and add the report's details as JSON text."""
     context = {key: value for key, value in found["context"].items() if key != "prompts"}
     whole = {
         "Everything that was measured, with what": context,
@@ -220,7 +220,7 @@ def provenance(found: Row) -> dict[str, dict[str, str]]:
 
 
 def _in_short(context: Row) -> dict[str, str]:
-    """What a reader asks for first; what the report does not say is left out."""
+    """Select what a reader looks for first, as far as the report holds it."""
     said = {key: context.get(key) for key in PROVENANCE}
     for source, about in context.get("sources", {}).items():
         parts = {key: about[key] for key in ("path", "n", "shape", "sha256") if key in about}
@@ -231,7 +231,7 @@ def _in_short(context: Row) -> dict[str, str]:
 
 
 def _shortened(value: Any) -> Any:
-    """The value with the first few items of every long list."""
+    """Cut every long list inside a value to its first MAX_LISTED items."""
     if isinstance(value, dict):
         return {key: _shortened(each) for key, each in value.items()}
     if isinstance(value, list) and len(value) > MAX_LISTED:

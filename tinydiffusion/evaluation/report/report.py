@@ -32,11 +32,11 @@ def report(file: Path, *, run: Path | None, out: Path) -> int:
 
     Args:
         file: The report.
-        run: The run whose film and curves are shown; None = the one that the report is of.
+        run: The run whose film and curves are shown; None = the report's own run.
         out: The page.
 
     Raises:
-        ValueError: the report cannot be read, or `run` is the folder of no run.
+        ValueError: the report cannot be read, or `run` is not the folder of a run.
     """
     found = read_report(file)
     if run is not None and not (run / METRICS).is_file():
@@ -67,7 +67,7 @@ def report(file: Path, *, run: Path | None, out: Path) -> int:
 
 
 def _run_of(found: Row, file: Path) -> Path | None:
-    """Find the run that a report is of: beside it, where it says, or around its model."""
+    """Find the report's run: beside the report, at the path it names, or around its model."""
     context = found["context"]
     places = [file.parent, Path(context["run"])] if "run" in context else []
     if context.get("kind") == "model":
@@ -76,7 +76,7 @@ def _run_of(found: Row, file: Path) -> Path | None:
 
 
 def _grid(run: Path | None) -> str:
-    """The run's `grid.png` in base64; empty where there is none that can be read."""
+    """Read the run's `grid.png` as base64; empty where it is missing or cannot be read."""
     if run is None:
         return ""
     try:
