@@ -305,3 +305,10 @@ def test_drawing_imports_no_diffusers_no_compiler_and_no_sharding(folder):
     )
     root = Path(tinydiffusion.__file__).parents[1]
     subprocess.run([sys.executable, "-c", program, str(folder)], cwd=root, check=True)
+
+
+def test_every_picture_may_have_a_seed_of_its_own(model):
+    prompts = ["a red circle", "two blue squares", "a red circle"]
+    listed = model.generate(prompts, seed=[7, 3, 8])
+    alone = [model.generate(p, seed=s) for p, s in zip(prompts, [7, 3, 8], strict=True)]
+    assert torch.equal(listed, torch.cat(alone))

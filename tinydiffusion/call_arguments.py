@@ -67,13 +67,16 @@ def as_seeds(seed: Any, generator: Any, count: int) -> Sequence[int]:
     Drawing a seed advances the generator, so that the next call makes other pictures.
 
     Args:
-        seed: Seed of picture 0; must be 0 if a generator is given.
+        seed: Seed of picture 0, or a list of one seed per picture; must be 0 if a generator is
+            given.
         generator: None, a `torch.Generator` for all, or a list of one per picture.
         count: Number of pictures, at least 1.
 
     Raises:
         ValueError: a seed is outside [0, 2**64), or an argument is of another kind.
     """
+    if isinstance(seed, list | tuple | range):
+        return _listed_seeds(seed, generator, count)
     seed = as_int("seed", seed)
     if generator is None:
         picture_generators(seed, count - 1, 1)  # wrong seeds raise here
@@ -90,6 +93,17 @@ def as_seeds(seed: Any, generator: Any, count: int) -> Sequence[int]:
     if len(generators) != count:
         raise ValueError(f"{count} pictures need as many generators, got {len(generators)}")
     return [_drawn_seed(each) for each in generators]
+
+
+def _listed_seeds(given: Sequence[Any], generator: Any, count: int) -> list[int]:
+    if generator is not None:
+        raise ValueError(f"give seeds or a generator, not both; got {len(given)} seeds")
+    if len(given) != count:
+        raise ValueError(f"{count} pictures need as many seeds, got {len(given)}")
+    seeds = [as_int("seed", each) for each in given]
+    for seed in seeds:
+        picture_generators(seed, 0, 1)  # wrong seeds raise here
+    return seeds
 
 
 def as_sampling(value: Any) -> SamplingConfig:

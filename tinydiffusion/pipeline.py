@@ -85,7 +85,7 @@ class TextToImage:
         self,
         prompts: str | Sequence[str],
         *,
-        seed: SupportsIndex = 0,
+        seed: SupportsIndex | Sequence[SupportsIndex] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: SupportsIndex = 32,
         negative_prompt: str | Sequence[str] | None = None,
@@ -96,7 +96,7 @@ class TextToImage:
 
         Args:
             prompts: One string, or a list of one per picture.
-            seed: Of picture 0.
+            seed: Seed of picture 0; a list has one seed per picture.
             generator: Gives every picture its seed, in place of `seed`, and advances; a list has
                 one generator per picture.
             batch_size: Pictures sampled together.

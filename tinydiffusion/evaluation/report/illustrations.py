@@ -81,12 +81,9 @@ def _thumbnails(generated: Pictures, rows: Sequence[dict[str, Any]]) -> dict[str
     """Draw the first pictures, and the best and worst by every row with values per picture."""
     first = list(range(min(NUM_SAMPLES, len(generated))))
     named = {i for row in ranking_rows(rows) for ids in extremes(row) for i in ids}
-    shown: dict[str, str] = {}
-    for ids in (first, *([i] for i in sorted(named.difference(first)))):
-        batch = generated.read(ids)
-        for i, image in zip(batch["id"].tolist(), batch["image"], strict=True):
-            shown[str(i)] = _png(image, MAX_SIDE)
-    return shown
+    batch = generated.read([*first, *sorted(named.difference(first))])
+    pairs = zip(batch["id"].tolist(), batch["image"], strict=True)
+    return {str(i): _png(image, MAX_SIDE) for i, image in pairs}
 
 
 def _png(image: UInt8[Tensor, "3 H W"], side: int) -> str:
