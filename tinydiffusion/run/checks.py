@@ -15,7 +15,9 @@ from tinydiffusion.evaluation.sources import eval_batch
 from tinydiffusion.pictures.usable import first_usable
 from tinydiffusion.protocols import SOURCES, Batch, Dataset, Evaluator, Objective
 from tinydiffusion.runtime.errors import SettingWarning
+from tinydiffusion.runtime.processes import Processes
 from tinydiffusion.survey import captions_of
+from tinydiffusion.training.checkpoints.data_record import digest
 from tinydiffusion.without_effect import CONFIG, idle
 
 BOUNDS = {
@@ -151,3 +153,17 @@ def _check_student(config: Config) -> None:
                 f"sampling.{name} must be {value!r}, got {given!r}: objective "
                 f"{config.objective['name']!r} makes models for that alone"
             )
+
+
+def check_same_data(processes: Processes, fingerprints: dict[str, str]) -> None:
+    """Check that all processes, on several machines, have found the same pictures. Collective.
+
+    Raises:
+        ConfigError: they have not.
+    """
+    digests = processes.gather(digest(fingerprints))
+    if other := [rank for rank, each in enumerate(digests) if each != digests[0]]:
+        raise ConfigError(
+            f"process {other[0]} has other pictures than process 0: every machine needs the same "
+            "data set (`tinydiffusion data` on both shows what differs)"
+        )

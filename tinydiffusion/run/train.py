@@ -34,7 +34,7 @@ from tinydiffusion.planning.short_runs import short_run_remarks, warm_up_remark
 from tinydiffusion.planning.table import print_plan
 from tinydiffusion.protocols import Dataset
 from tinydiffusion.run import folder
-from tinydiffusion.run.checks import check_config, check_fits
+from tinydiffusion.run.checks import check_config, check_fits, check_same_data
 from tinydiffusion.run.export import about_model
 from tinydiffusion.run.folder import GRID, REPORT, check_run_folder
 from tinydiffusion.run.identity import identity_of
@@ -48,7 +48,6 @@ from tinydiffusion.runtime.outputs import held
 from tinydiffusion.runtime.processes import Processes, joined, naming_lost_processes
 from tinydiffusion.sampling.grids import SampleGrid, grid_prompts
 from tinydiffusion.survey import learn_words, survey
-from tinydiffusion.training.checkpoints.data_record import digest
 from tinydiffusion.training.data_order import Batches
 from tinydiffusion.training.log.console import console_tracker
 from tinydiffusion.training.log.trackers import TensorBoardTracker
@@ -114,7 +113,7 @@ class _Run:
         self.config, self.run_dir, self.processes = config, run_dir, processes
         with processes.together():
             fingerprints = self._read_data()
-        _check_same_data(processes, fingerprints)
+        check_same_data(processes, fingerprints)
         # Where one process cannot compile, none does: all must learn the same.
         self.compilation = min(processes.gather(self.compilation))
         vocabulary = processes.on_main(lambda: folder.earlier_vocabulary(run_dir))
@@ -383,16 +382,6 @@ class _Run:
 
 def _hold(run_dir: Path, stack: ExitStack, *, overwrite: bool) -> None:
     stack.enter_context(held(run_dir, "train", overwrite=overwrite))
-
-
-def _check_same_data(processes: Processes, fingerprints: dict[str, str]) -> None:
-    """Check that all processes, on several machines, have found the same pictures."""
-    digests = processes.gather(digest(fingerprints))
-    if other := [rank for rank, each in enumerate(digests) if each != digests[0]]:
-        raise ConfigError(
-            f"process {other[0]} has other pictures than process 0: every machine needs the same "
-            "data set (`tinydiffusion data` on both shows what differs)"
-        )
 
 
 def _size(dataset: Dataset) -> str:
