@@ -60,7 +60,7 @@ class Selective(ABC):
 
     @abstractmethod
     def describe_skipped(self) -> str:
-        """How many were left out for which reason; empty where none was."""
+        """Return the number of pictures left out for each reason; empty where none was."""
         ...
 
 
@@ -98,7 +98,7 @@ class Fingerprinted(ABC):
 class EncodingAhead(ABC):
     """A frozen text encoder that computes the states of many captions once and keeps them on disk.
 
-    Further methods of the encoder; training calls them where they are there.
+    Training calls these methods before the first step.
     """
 
     @abstractmethod
@@ -129,7 +129,7 @@ class EncodingAhead(ABC):
 class KnowsWords(ABC):
     """A text encoder that knows which words the training captions had.
 
-    Further members of the encoder; words of a prompt that are not among them are reported. They
+    Words of a prompt that are not among them are reported. They
     have to travel with `config()`.
     """
 
@@ -158,7 +158,7 @@ class KnowsWords(ABC):
 class Previewing(ABC):
     """A network that guesses a small picture from the text alone.
 
-    A further method of the network; the `denoising` objective trains it where it is there.
+    The `denoising` objective trains this method.
     """
 
     @abstractmethod
@@ -170,7 +170,7 @@ class Previewing(ABC):
 class TextFirst(ABC):
     """A network that computes once what the text alone decides, for many calls with one text.
 
-    A further method of the network; sampling calls it where it is there.
+    Sampling calls this method.
     """
 
     @abstractmethod
@@ -185,7 +185,7 @@ class TextFirst(ABC):
 class PrescribesSampling(ABC):
     """An objective whose models are made for one way of sampling.
 
-    A further method of the plug-in; other settings are refused in a run and reported elsewhere.
+    Other settings are refused in a run and reported elsewhere.
     """
 
     @staticmethod

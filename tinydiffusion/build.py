@@ -37,7 +37,7 @@ class _Use(NamedTuple):
     options: dict[str, Any]
 
     def allowed(self) -> dict[str, Parameter] | None:
-        """What the plug-in lets a config set; None where that is anything."""
+        """Return the options that a config may set; None where it may set any."""
         loaded: Any = registry.load(self.kind, self.name)
         options = registry.options_of(
             loaded.from_captions if self.kind == "text_encoder" else loaded
@@ -239,7 +239,7 @@ def build_objective(
 
 
 def takes_teacher(config: Config) -> bool:
-    """Whether the objective learns from the model that the run starts from."""
+    """Return whether the objective learns from the model that the run starts from."""
     name, _ = plugin(config.objective)
     return registry.takes(registry.load("objective", name), "teacher")
 
@@ -263,7 +263,7 @@ def prescribed_sampling(config: Config) -> dict[str, Any]:
 
 
 def build_learner(config: Config, objective: Any, processes: Processes = ALONE) -> Learner:
-    """What trains the objective, which is on its device, step by step."""
+    """Build the learner of an objective, which is on its device."""
     training = config.training
     names = (
         "learning_rate", "betas", "weight_decay", "muon_modules", "muon_learning_rate",
@@ -274,7 +274,7 @@ def build_learner(config: Config, objective: Any, processes: Processes = ALONE) 
 
 
 def decide_compilation(config: Config, device: torch.device) -> Decision:
-    """Whether this process should compile what it trains, and why.
+    """Decide whether this process compiles what it trains, and why.
 
     Raises:
         ValueError: it has to and cannot.

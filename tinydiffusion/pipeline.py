@@ -162,11 +162,11 @@ class TextToImage:
 
     @property
     def precision(self) -> Literal["float32", "bfloat16", "int8"]:
-        """What "auto" has come to."""
+        """Number format in use, also where "auto" was given."""
         return "int8" if self.int8 else "bfloat16" if self.bfloat16 else "float32"
 
     def num_truncated(self, prompts: Sequence[str]) -> int:
-        """How many prompts are longer than the text encoder reads."""
+        """Count the prompts that are longer than the text encoder reads."""
         return self.text_encoder.tokenize(prompts).num_truncated
 
     # ---- the model folder --------------------------------------------------------------------

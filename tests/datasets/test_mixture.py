@@ -118,7 +118,7 @@ def test_a_streaming_set_is_refused(tmp_path, monkeypatch):
             return 1
 
         def visit(self, order_seed, place, generator):
-            raise NotImplementedError
+            raise AssertionError("a set that is refused is not read")
 
     monkeypatch.setattr(registry, "create", lambda *_, **__: Stream())
     with pytest.raises(ValueError, match=r"sets\.0 \(shards\): a streaming set"):

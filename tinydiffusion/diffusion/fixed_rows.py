@@ -42,7 +42,7 @@ class FixedRows(nn.Module, TextFirst):
         return self.with_text(text)(sample, timesteps)
 
     def with_text(self, text: TextStates) -> Predict:
-        """See `protocols.TextFirst`."""
+        """See `abilities.TextFirst`."""
         text = text.map(self._filled)
         single, double = (self._calls(text, rows) for rows in (self.rows, 2 * self.rows))
 
@@ -64,7 +64,7 @@ class FixedRows(nn.Module, TextFirst):
         return torch.cat([x, x[:1].expand(missing, *x.shape[1:])]) if missing else x
 
     def _calls(self, text: TextStates, rows: int) -> list[tuple[int, Predict]]:
-        """How many rows each call has, and the network with their texts."""
+        """Return the number of rows of each call, and the network with their texts."""
         return [(len(part.pooled), with_text(self.network, part)) for part in text.split(rows)]
 
 

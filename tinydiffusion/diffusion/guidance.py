@@ -39,7 +39,7 @@ def guide(
 
 
 def is_guided(sigma: Float[Tensor, ""], guidance_interval: Interval | None) -> bool:
-    """Whether guidance is applied at a noise level.
+    """Return whether guidance is applied at a noise level.
 
     Kynkäänniemi et al. (2024), eq. 6, https://arxiv.org/abs/2404.07724. They move the bounds to
     steps of the sampler; here each evaluation is asked for by itself, so that a step of a second

@@ -30,7 +30,7 @@ def training_target(
     a: Factor,
     s: Factor,
 ) -> Float[Tensor, "B C H W"]:
-    """What the network should answer.
+    """Compute the output that the network should have.
 
     Args:
         prediction_type: "epsilon" (Ho et al. 2020), "v_prediction" (Salimans & Ho 2022,

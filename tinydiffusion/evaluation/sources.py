@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tinydiffusion.abilities import Fingerprinted
 from tinydiffusion.config import SamplingConfig
-from tinydiffusion.pictures.decode import PassingFaultError, UnusablePictureError
-from tinydiffusion.pictures.usable import first_usable, usable
+from tinydiffusion.pictures.usable import first_usable, read_usable, usable
 from tinydiffusion.pipeline import TextToImage
 from tinydiffusion.protocols import Dataset, EvalBatch, Example
 from tinydiffusion.survey import SURVEYED, captions_of, fingerprint, spread
@@ -75,21 +74,19 @@ class DatasetPictures:
     def read(self, ids: Sequence[int]) -> EvalBatch:
         """Read the examples at these places, without those that cannot be used."""
         found = {i: example for i in ids if (example := self._usable(i)) is not None}
-        if not found:
-            found_images = torch.empty(0, *self._shape(), dtype=torch.uint8)
+        images = [example["image"] for example in found.values()]
+        if images:
+            stacked = torch.stack(images)
         else:
-            found_images = torch.stack([example["image"] for example in found.values()])
+            stacked = torch.empty(0, *self._shape(), dtype=torch.uint8)
         prompts = [captions_of(example)[0] for example in found.values()]
-        return eval_batch(self.source, list(found), found_images, prompts)
+        return eval_batch(self.source, list(found), stacked, prompts)
 
     def _usable(self, place: int) -> Example | None:
-        try:
-            return self.dataset[place]
-        except PassingFaultError:
-            raise
-        except UnusablePictureError as error:
-            self.unreadable[f"{self.source} {place}"] = str(error)
-            return None
+        name = f"{self.source} {place}"
+        return read_usable(
+            lambda: self.dataset[place], lambda reason: self.unreadable.update({name: reason})
+        )
 
     def _shape(self) -> list[int]:
         return list(first_usable(self.dataset)["image"].shape)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tinydiffusion.pictures.usable import usable
+from tinydiffusion.pictures.usable import read_usable
 from tinydiffusion.protocols import Batch, Dataset, Example, Objective
 from tinydiffusion.survey import captions_of
 from tinydiffusion.training.data_order import collate, generator_for, on_tensors
@@ -24,7 +24,8 @@ class ValidationLoss:
         self.device = device
         self.bfloat16 = bfloat16
         total = min(num_pictures, len(dataset))
-        found = [(place, e) for place in range(total) for e in usable(dataset, [place])]
+        read = ((place, read_usable(lambda place=place: dataset[place])) for place in range(total))
+        found = [(place, example) for place, example in read if example is not None]
         self.batches = [
             _batch(found[first : first + batch_size]) for first in range(0, len(found), batch_size)
         ]

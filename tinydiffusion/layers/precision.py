@@ -12,7 +12,7 @@ Precision = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether the forward pass runs under bfloat16 autocast.
+    """Return whether the forward pass runs under bfloat16 autocast.
 
     "auto" says yes where the hardware multiplies bfloat16 itself: a CPU with AVX512-BF16 or AMX, a
     CUDA device of the Ampere generation or later. Anything else, and any other device, is float32.
@@ -25,7 +25,7 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
 
 
 def uses_int8(precision: Precision, device: torch.device) -> bool:
-    """Whether sampling calls int8 convolutions, see `layers/kernels/int8.py`.
+    """Return whether sampling calls int8 convolutions, see `layers/kernels/int8.py`.
 
     "auto" says yes on a CPU with AVX512-VNNI and without AMX, whose convolutions in bfloat16 are so
     fast that rounding to integers takes longer than what they save.

@@ -181,7 +181,7 @@ class UNet(nn.Module, Previewing, TextFirst):
         return self._unfold(self.conv_out(silu(self.norm_out(x))))
 
     def with_text(self, text: TextStates) -> Predict:
-        """The network with this text, see `protocols.TextFirst`."""
+        """The network with this text, see `abilities.TextFirst`."""
         maps: dict[torch.Size, Maps] = {}
 
         def predict(
@@ -204,7 +204,7 @@ class UNet(nn.Module, Previewing, TextFirst):
         return stage(*inputs)
 
     def preview(self, text: TextStates) -> Float[Tensor, "B C side side"]:
-        """What the text alone says of the small picture, see `protocols.Previewing`."""
+        """Guess the small picture from the text alone, see `abilities.Previewing`."""
         return self.text_preview(text.pooled)[:, : self.in_channels]
 
     def _fold(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:

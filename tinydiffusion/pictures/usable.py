@@ -1,10 +1,31 @@
 """Reading of examples, some of which may prove unusable."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from tinydiffusion.pictures.colours import UnusablePictureError
 from tinydiffusion.pictures.decode import PassingFaultError
 from tinydiffusion.protocols import Dataset, Example
+
+
+def read_usable(
+    read: Callable[[], Example], note: Callable[[str], None] = lambda _: None
+) -> Example | None:
+    """Read an example; return None where it cannot be used.
+
+    Args:
+        read: Function that reads it; the data set has then warned of what is wrong.
+        note: Called with the reason.
+
+    Raises:
+        ValueError: the machine could not read the picture now.
+    """
+    try:
+        return read()
+    except PassingFaultError:
+        raise
+    except UnusablePictureError as error:
+        note(str(error))
+        return None
 
 
 def usable(dataset: Dataset, places: Iterable[int]) -> Iterator[Example]:
@@ -18,12 +39,9 @@ def usable(dataset: Dataset, places: Iterable[int]) -> Iterator[Example]:
         ValueError: the machine could not read a picture now.
     """
     for place in places:
-        try:
-            yield dataset[place]
-        except PassingFaultError:
-            raise
-        except UnusablePictureError:
-            continue
+        example = read_usable(lambda place=place: dataset[place])
+        if example is not None:
+            yield example
 
 
 def first_usable(dataset: Dataset) -> Example:

@@ -157,7 +157,7 @@ def _scheduler_class(name: str) -> type:
 
 
 def _needs_more(scheduler_class: type) -> bool:
-    """Whether a step asks for more than self, output, timestep and sample."""
+    """Return whether a step asks for more than self, output, timestep and sample."""
     parameters = inspect.signature(scheduler_class.step).parameters.values()
     return sum(p.default is p.empty for p in parameters) > 4
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from tinydiffusion.abilities import Augmented, Streaming
-from tinydiffusion.pictures.decode import PassingFaultError, UnusablePictureError
+from tinydiffusion.pictures.usable import read_usable
 from tinydiffusion.protocols import Batch, Dataset, Example
 from tinydiffusion.runtime.errors import RunError, WorkerError
 
@@ -173,12 +173,7 @@ class Batches:
             yield batch
 
     def _usable_at(self, position: int) -> Example | None:
-        try:
-            return self._example_at(position)
-        except PassingFaultError:
-            raise
-        except UnusablePictureError:
-            return None  # the data set has warned of it
+        return read_usable(lambda: self._example_at(position))
 
     def _example_at(self, position: int) -> Example:
         dataset, length = self.dataset, len(self.dataset)
@@ -239,7 +234,7 @@ def on_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
 
 
 class _BatchAtPosition(TorchDataset[Batch | Exception]):
-    """What a worker process runs: the position is the index."""
+    """The data set of a worker process, whose index is the position of a batch."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches

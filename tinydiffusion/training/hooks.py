@@ -33,5 +33,5 @@ class HookCalls:
 
 
 def crossed(every: int, before: int, now: int) -> bool:
-    """Whether a multiple of `every` lies beyond `before` and not beyond `now`."""
+    """Return whether a multiple of `every` lies beyond `before` and not beyond `now`."""
     return now // every > before // every

@@ -212,7 +212,7 @@ class Learner:
         remember(self.parallel.objective, handed)
 
     def _parts(self, wholes: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """What this process holds of the main process's tensors, one after the other."""
+        """Yield this process's part of each of the main process's tensors. Collective."""
         for key in sorted(wholes):
             whole = self.processes.hand_out(wholes[key]).to(self.device)
             yield key, self.parallel.part(_parameter_of(key), whole)

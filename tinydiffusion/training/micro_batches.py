@@ -16,7 +16,7 @@ def parts_of_batch(accumulation: int, num_processes: int) -> int:
 
 
 def advice(batch_size: int, accumulation: int, num_processes: int) -> str:
-    """What to change where the parts do not come out equal; empty where they do."""
+    """Advise what to change where the parts are not equal; empty where they are."""
     step = parts_of_batch(accumulation, num_processes) * num_processes
     if batch_size % step == 0:
         return ""

@@ -6,7 +6,7 @@ import math
 def training_progress(
     pictures_seen: int, num_pictures: int, seconds: float, max_seconds: float | None
 ) -> float:
-    """How much of the run is over, in [0, 1]: of its pictures or of its time, whichever is more.
+    """Return the share of the run that is over, in [0, 1]: of pictures or time, whichever is more.
 
     A run ends at 1. Since the learning rate decays along this number, a machine too slow for
     `num_pictures` still finishes its decay within `max_seconds`.
@@ -18,7 +18,7 @@ def training_progress(
 def learning_rate_factor(
     pictures_seen: int, progress: float, *, warmup_pictures: int, decay_fraction: float
 ) -> float:
-    """What the learning rate is multiplied by, in [0, 1].
+    """Return the factor of the learning rate, in [0, 1].
 
     Linear warm-up, constant, then 1 - sqrt decay to 0 over the last part of the run. Hägele et al.
     (2024), who found this decay better than a linear one. https://arxiv.org/abs/2405.18392

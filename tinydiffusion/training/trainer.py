@@ -121,13 +121,13 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """How much of the run is over, in [0, 1]."""
+        """Share of the run that is over, in [0, 1]."""
         return training_progress(
             self.pictures_seen, self.num_pictures, self._agreed.seconds, self.max_seconds
         )
 
     def train(self) -> TrainResult:
-        """How training to the end, or to the step in which a signal came, has gone.
+        """Train to the end, or to the step in which a signal came, and return how it ended.
 
         Raises:
             ValueError: `run_dir` holds another run's checkpoints and `resume` was not called.
@@ -178,7 +178,7 @@ class Trainer:
         save_record(self.run_dir, self.fingerprints)
 
     def resume(self, path: Path | None = None, allow_change: Sequence[str] = ()) -> list[str]:
-        """What has changed since the checkpoint that the next `train()` goes on from, in lines.
+        """Load a checkpoint, and list in lines what has changed since it was written.
 
         Args:
             path: One checkpoint folder; by default the newest undamaged one of the run.
@@ -234,7 +234,7 @@ class Trainer:
             self._hooks.call(self.pictures_seen, self._call, final=True)
 
     def _run_stretch(self) -> bool:
-        """Whether the run came to its end or was stopped; else a spike asks for a rollback."""
+        """Train until the end, a stop or a spike; return whether no rollback is needed."""
         pin_memory = self.learner.device.type == "cuda"
         batches = self.batches.starting_at(self._position, pin_memory=pin_memory)
         with closing(batches):

@@ -72,7 +72,7 @@ def int8_convolutions(enabled: bool) -> Iterator[None]:
 
 
 def pays(x: Float[Tensor, "B C H W"], out_channels: int) -> bool:
-    """Whether `conv2d` may be used now, and is the faster way for an input of this shape."""
+    """Return whether `conv2d` may be used now and is faster for an input of this shape."""
     _, channels, height, width = x.shape
     return (
         not torch.is_grad_enabled()  # first: torch's compiler, which is for training, stops there

@@ -26,7 +26,7 @@ def save_record(run_dir: Path, fingerprints: Fingerprints) -> None:
 
 
 def describe_change(run_dir: Path, before: str | None, fingerprints: Fingerprints) -> str:
-    """What became of the examples since the digest was `before`: counts, and the first of each."""
+    """Describe what changed since the digest was `before`: counts, and the first of each."""
     file = _file(run_dir, str(before))
     try:
         content = file.read_bytes()

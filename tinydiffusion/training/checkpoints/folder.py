@@ -224,7 +224,7 @@ def _refuse_non_finite(checkpoint: Checkpoint) -> None:
 
 
 def _num_bytes(checkpoint: Checkpoint) -> int:
-    """What the checkpoint takes on disk, a little too much rather than too little."""
+    """Estimate the size of a checkpoint on disk in bytes, rather too large than too small."""
     tensors = [tensor for part in checkpoint[: len(PARTS)] for tensor in part.values()]
     headers = 256 * len(tensors) + 2**16  # names, shapes, and whole blocks of the file system
     return sum(t.nbytes for t in tensors) + headers + len(_json_bytes(checkpoint.state))

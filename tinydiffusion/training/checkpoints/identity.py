@@ -29,7 +29,7 @@ class Identity:
     def changes(
         self, checkpoint: Path, saved: Mapping[str, Any], allow_change: Sequence[str]
     ) -> list[str]:
-        """What has changed since a checkpoint was written, in lines.
+        """List what has changed since a checkpoint was written, in lines.
 
         Args:
             checkpoint: Its folder.

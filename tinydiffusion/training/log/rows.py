@@ -90,7 +90,7 @@ class RunLog:
         self._row_at = pictures_seen
 
     def write_row(self, pictures_seen: int, counters: Mapping[str, float | int]) -> bool:
-        """Whether the loss had a spike in the steps since the last row, which it sums up.
+        """Write a row on the steps since the last one; return whether the loss had a spike in them.
 
         Does nothing if there were none. Collective.
 

@@ -26,11 +26,11 @@ class SpikeDetector:
 
     @property
     def calm(self) -> bool:
-        """Whether the last step was a usual one."""
+        """Return whether the last step was a usual one."""
         return self._high == 0
 
     def add(self, loss: float) -> bool:
-        """Whether a spike is complete with this step's loss."""
+        """Add the loss of a step; return whether a spike is complete with it."""
         if len(self._usual) < NEEDED or loss <= self._limit():
             self._usual.append(loss)
             self._high = 0

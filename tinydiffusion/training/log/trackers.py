@@ -87,7 +87,7 @@ class TensorBoardTracker:
 
 
 def _kind(row: Row) -> tuple[float | int | str, ...]:
-    """What a run has at most one row of: a position, and the names of what is reported there."""
+    """Return position and names of a row: a run has at most one row of each kind."""
     return (row["pictures_seen"], *sorted(row))
 
 

@@ -23,7 +23,7 @@ class Drained(NamedTuple):
 
 
 class LogWindow:
-    """What the steps since the last row reported.
+    """The scalars that the steps since the last row reported.
 
     Adding never waits for the device. Steps that were called off do not enter the means.
     """
@@ -38,7 +38,7 @@ class LogWindow:
         self._called_off.append(called_off)
 
     def drain(self, processes: Processes = ALONE) -> "Drained":
-        """What the window holds, as means over the processes; it is empty afterwards.
+        """Return the window's scalars as means over the processes, and empty it.
 
         Collective.
         """

@@ -34,6 +34,6 @@ class Agreement:
             self.stopped_by = signal.Signals(int(number)).name
 
     def take_save(self) -> bool:
-        """Whether any process was asked for a checkpoint since the last call."""
+        """Return whether any process was asked for a checkpoint since the last call."""
         asked, self._save = self._save, False
         return asked

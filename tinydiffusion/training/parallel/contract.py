@@ -21,7 +21,7 @@ Loss = tuple[Float[Tensor, ""], Mapping[str, float | Tensor]]
 
 @runtime_checkable
 class Parallel(Protocol):
-    """How the processes of a run hold an objective and add up its gradients."""
+    """An objective as the processes of a run hold it, with its gradients summed over them."""
 
     objective: nn.Module
     """What is trained here, whose buffers change; not always the one that was given."""
@@ -47,7 +47,7 @@ class Parallel(Protocol):
         ...
 
     def part(self, name: str, tensor: Tensor) -> Tensor:
-        """What of a whole tensor of the parameter's shape this process holds."""
+        """Return this process's part of a whole tensor of the parameter's shape."""
         ...
 
     def showing(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:

@@ -78,7 +78,7 @@ class Sharded:
 
     @torch.no_grad()
     def part(self, name: str, tensor: Tensor) -> Tensor:
-        """What of a whole tensor of the parameter's shape this process holds."""
+        """Return this process's part of a whole tensor of the parameter's shape."""
         p = self._sharded[name]
         if tensor.shape != p.shape:
             return tensor
